@@ -1,0 +1,1 @@
+"""Readers, one a file, and the pipeline that makes their frames into batches."""

@@ -1,0 +1,52 @@
+"""Errors that tell the user what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+
+class UserError(Exception):
+    """Bad input or a bad setting; `main` prints it on one line and exits with code 2.
+
+    The message starts with the config key or the file concerned, then says what was found and
+    what to do.
+    """
+
+
+def choose(key: str, name: str, choices: tuple[str, ...]) -> str:
+    """Returns `name` if it is one of `choices`; else raises a `UserError` that lists them."""
+    if name not in choices:
+        raise UserError(f"{key}: unknown name {name!r}; choose one of {', '.join(choices)}")
+    return name
+
+
+def resolve(key: str, package: str, name: str, attribute: str) -> ModuleType:
+    """Imports `package.name`, a module that offers `attribute`.
+
+    This is how a config names a data source, an objective or an export format: adding one is
+    adding a file. Raises `UserError` listing the modules that offer `attribute` if there is no
+    such one.
+    """
+    root = importlib.import_module(package)
+    names = sorted(module.name for module in pkgutil.iter_modules(root.__path__))
+    if name in names:
+        module = importlib.import_module(f"{package}.{name}")
+        if hasattr(module, attribute):
+            return module
+    modules = {n: importlib.import_module(f"{package}.{n}") for n in names}
+    choose(key, name, tuple(n for n, module in modules.items() if hasattr(module, attribute)))
+    raise AssertionError("unreachable: an offered name was not importable")
+
+
+def require_shape(name: str, array: Any, wanted: tuple[int | None, ...]) -> None:
+    """Raises `ValueError` unless `array.shape` is `wanted`, where None stands for any size."""
+    shape = tuple(array.shape)
+    fits = len(shape) == len(wanted) and all(
+        w is None or s == w for s, w in zip(shape, wanted, strict=True)
+    )
+    if not fits:
+        text = ", ".join("*" if w is None else str(w) for w in wanted)
+        raise ValueError(f"{name}: wanted shape [{text}], got {list(shape)}")

@@ -1,0 +1,114 @@
+"""Adversarial losses and gradient penalties, one function each, per example.
+
+A loss takes the discriminator's outputs on a batch of real and of fake images, both `[B]`, and
+returns what both players minimise and which answers were correct by the loss's own decision rule.
+All take logits but `hinge_embedding`, whose discriminator ends in tanh (`bounded_output`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import relu, softplus
+
+from deformgan.errors import choose
+
+
+class Adversarial(NamedTuple):
+    """The two players' losses and the discriminator's right answers, each `[B]`."""
+
+    disc: jax.Array
+    gen: jax.Array
+    real_correct: jax.Array
+    fake_correct: jax.Array
+
+
+Loss = Callable[[jax.Array, jax.Array], Adversarial]
+
+
+def minimax(real: jax.Array, fake: jax.Array) -> Adversarial:
+    """Binary cross entropy as a zero-sum game, Goodfellow et al. 2014, eq. 1 (logits).
+
+    The generator minimises log(1 - D(G(z))), which saturates where D is sure.
+    """
+    disc = softplus(-real) + softplus(fake)
+    return Adversarial(disc, -softplus(fake), real > 0, fake < 0)
+
+
+def non_saturating(real: jax.Array, fake: jax.Array) -> Adversarial:
+    """Binary cross entropy, the generator maximising log D(G(z)); Goodfellow et al. 2014, sec. 3.
+
+    This is BCE with the labels flipped for the generator, as DCGANs are trained; the second report
+    calls it gradient ascent (logits).
+    """
+    disc = softplus(-real) + softplus(fake)
+    return Adversarial(disc, softplus(-fake), real > 0, fake < 0)
+
+
+def hinge_embedding(real: jax.Array, fake: jax.Array, margin: float = 1.0) -> Adversarial:
+    """The first report's hinge: l = x for y = 1, max(0, Δ - x) for y = -1 (tanh outputs).
+
+    Minimising it pushes real outputs (y = 1) down to -1 and fake ones (y = -1) up to at least
+    Δ = `margin`, so the generator minimises x on fakes. Real is what lies nearer to -1 than to Δ.
+    """
+    threshold = (margin - 1) / 2
+    return Adversarial(
+        real + relu(margin - fake), fake, real < threshold, fake >= threshold
+    )
+
+
+def hinge(real: jax.Array, fake: jax.Array) -> Adversarial:
+    """The usual GAN hinge, Lim and Ye 2017; Miyato et al. 2018, eqs. 16-17 (logits)."""
+    return Adversarial(relu(1 - real) + relu(1 + fake), -fake, real > 0, fake < 0)
+
+
+def least_squares(real: jax.Array, fake: jax.Array) -> Adversarial:
+    """Least squares with targets 1 for real and 0 for fake, Mao et al. 2017, eq. 9 (logits)."""
+    disc = (jnp.square(real - 1) + jnp.square(fake)) / 2
+    return Adversarial(disc, jnp.square(fake - 1) / 2, real > 0.5, fake < 0.5)
+
+
+def relativistic(real: jax.Array, fake: jax.Array) -> Adversarial:
+    """Relativistic pairing, Jolicoeur-Martineau 2018; Huang et al. 2024 (R3GAN), eq. 2 (logits).
+
+    Real and fake are judged in pairs; an answer is correct if the real one scores higher.
+    """
+    correct = real > fake
+    return Adversarial(softplus(fake - real), softplus(real - fake), correct, correct)
+
+
+NAMES = ("minimax", "non_saturating", "hinge_embedding", "hinge", "least_squares", "relativistic")
+
+
+def by_name(name: str, *, margin: float = 1.0) -> Loss:
+    """The loss that `config.loss.name` names; `margin` is Δ of the hinge embedding."""
+    choose("loss.name", name, NAMES)
+    if name == "hinge_embedding":
+        return lambda real, fake: hinge_embedding(real, fake, margin)
+    loss: Loss = globals()[name]
+    return loss
+
+
+def bounded_output(name: str) -> bool:
+    """Whether the discriminator of this loss ends in tanh rather than in a logit."""
+    return name == "hinge_embedding"
+
+
+def gradient_penalty(
+    discriminator: Callable[[jax.Array], jax.Array], images: jax.Array
+) -> jax.Array:
+    """½ ‖∇D(x)‖² per example: R1 on real images, R2 on fakes; Mescheder et al. 2018, eq. 9.
+
+    Args:
+      discriminator: maps `[B, H, W, C]` images to `[B]` outputs.
+      images: `[B, H, W, C]` in [-1, 1].
+
+    Returns:
+      `[B]`, not negative. With batch normalisation in D the gradient includes each image's
+      influence on the others' outputs.
+    """
+    gradient = jax.grad(lambda x: jnp.sum(discriminator(x)))(images)
+    return jnp.sum(jnp.square(gradient), axis=tuple(range(1, images.ndim))) / 2

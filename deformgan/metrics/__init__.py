@@ -1,0 +1,1 @@
+"""Figures of merit, one family a file."""

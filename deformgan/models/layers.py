@@ -1,0 +1,151 @@
+"""Layers shared by the networks: strided and transposed 4x4 convolutions, batch normalisation.
+
+The plain transposed convolution (input dilated by zeros) and its gradient are 4 to 7 times slower
+on CPU than the same sum written as one matrix product, and a strided convolution of few channels
+is twice as slow: `benchmarks/layers.py` measures both. Accelerators get the plain forms.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from deformgan.errors import require_shape
+
+AXIS = "devices"  # the mapped axis that batch statistics are averaged over; bound by parallel.py
+
+dcgan_init = nn.initializers.normal(0.02)  # Radford et al. 2016, sec. 3
+
+
+def strided_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """4x4 convolution with stride 2 and padding 1.
+
+    Args:
+      x: `[B, H, W, C]`, H and W even.
+      kernel: `[4, 4, C, O]`.
+
+    Returns:
+      `[B, H/2, W/2, O]`.
+    """
+    require_shape("kernel", kernel, (4, 4, x.shape[-1], None))
+    # Measured by benchmarks/layers.py: with more channels the plain form wins.
+    fast = _strided_by_patches if x.shape[-1] <= 8 else _strided_plain
+    return lax.platform_dependent(x, kernel, cpu=fast, default=_strided_plain)
+
+
+def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """4x4 transposed convolution with stride 2 and padding 1: the adjoint of `strided_conv`.
+
+    Args:
+      x: `[B, H, W, C]`.
+      kernel: `[C, 4, 4, O]`, input channels first as the wide form reads it.
+
+    Returns:
+      `[B, 2H, 2W, O]`: `out[2i - 1 + k] += x[i] kernel[k]` on both axes.
+    """
+    require_shape("kernel", kernel, (x.shape[-1], 4, 4, None))
+    fast = _transposed_by_phases if x.shape[-1] <= 64 else _transposed_by_overlap
+    return lax.platform_dependent(x, kernel, cpu=fast, default=_transposed_plain)
+
+
+def _strided_plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _strided_by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Space to depth, four shifted slices side by side, one matrix product."""
+    B, H, W, C = x.shape
+    h, w, O = H // 2, W // 2, kernel.shape[-1]  # noqa: E741
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(B, h + 1, 2, w + 1, 2, C)
+    shifts = [x[:, p : p + h, :, q : q + w] for p in (0, 1) for q in (0, 1)]
+    patches = jnp.stack(shifts, 0).reshape(2, 2, B, h, 2, w, 2, C)  # p, q, B, h, r, w, s, C
+    patches = patches.transpose(2, 3, 5, 0, 4, 1, 6, 7).reshape(B * h * w, 16 * C)
+    return (patches @ kernel.reshape(16 * C, O)).reshape(B, h, w, O)
+
+
+def _transposed_plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    flipped = kernel.transpose(1, 2, 0, 3)[::-1, ::-1]
+    return lax.conv_general_dilated(
+        x,
+        flipped,
+        (1, 1),
+        ((2, 2), (2, 2)),
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _transposed_by_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Sub-pixel form: 2x2 patches times the kernel sorted by output phase, interleaved."""
+    B, H, W, C = x.shape
+    O = kernel.shape[-1]  # noqa: E741
+    # Output row 2(i + p) + r takes kernel row 2 (1 - t) + r from input row i + t.
+    phases = kernel.reshape(C, 2, 2, 2, 2, O)[:, ::-1, :, ::-1]  # C, t, r, u, s, O
+    phases = phases.transpose(1, 3, 0, 2, 4, 5).reshape(4 * C, 4 * O)
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifts = [x[:, t : t + H + 1, u : u + W + 1] for t in (0, 1) for u in (0, 1)]
+    out = jnp.concatenate(shifts, -1).reshape(-1, 4 * C) @ phases
+    return _interleave(out.reshape(B, H + 1, W + 1, 2, 2, O))
+
+
+def _transposed_by_overlap(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix product to all 16 taps, then four overlapping adds; for many channels."""
+    B, H, W, C = x.shape
+    O = kernel.shape[-1]  # noqa: E741
+    taps = (x.reshape(-1, C) @ kernel.reshape(C, 16 * O)).reshape(B, H, W, 2, 2, 2, 2, O)
+    parts = [
+        jnp.pad(
+            taps[:, :, :, p, :, q],
+            ((0, 0), (p, 1 - p), (q, 1 - q), (0, 0), (0, 0), (0, 0)),
+        )
+        for p in (0, 1)
+        for q in (0, 1)
+    ]
+    return _interleave(functools.reduce(jnp.add, parts))
+
+
+def _interleave(x: jax.Array) -> jax.Array:
+    """`[B, h, w, 2, 2, O]` phases to `[B, 2h - 2, 2w - 2, O]`, without the padding's border."""
+    B, h, w, _, _, O = x.shape  # noqa: E741
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * h, 2 * w, O)[:, 1:-1, 1:-1]
+
+
+class StridedConv(nn.Module):
+    """`strided_conv` with its kernel, without a bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (4, 4, x.shape[-1], self.features)
+        return strided_conv(x, self.param("kernel", dcgan_init, shape))
+
+
+class TransposedConv(nn.Module):
+    """`transposed_conv` with its kernel, without a bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], 4, 4, self.features)
+        return transposed_conv(x, self.param("kernel", dcgan_init, shape))
+
+
+def batch_norm(train: bool) -> Callable[[jax.Array], jax.Array]:
+    """Batch normalisation whose statistics are those of the global batch, over all devices."""
+    return nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=AXIS
+    )
+
+
+def leaky_relu(x: jax.Array) -> jax.Array:
+    """Leaky rectifier of slope 0.2, as in both reports."""
+    return nn.leaky_relu(x, 0.2)

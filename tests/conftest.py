@@ -1,0 +1,28 @@
+"""Strict settings for every test: two virtual devices, no silent rank promotion."""
+
+import os
+import sys
+from pathlib import Path
+
+# Before jax is imported. NPROC: on jax 0.10 collectives of virtual devices need spare threads.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["NPROC"] = "16"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("MPLBACKEND", "agg")
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the configs of this checkout
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+flags.FLAGS.mark_as_parsed()  # grain reads absl flags
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real images; skips where it is absent."""
+    root = Path(os.environ.get("DEFORMGAN_DATA", "../shared/data"))
+    if not root.is_dir():
+        pytest.skip(f"no real images at {root} (set DEFORMGAN_DATA)")
+    return root.resolve()
