@@ -50,3 +50,15 @@ def require_shape(name: str, array: Any, wanted: tuple[int | None, ...]) -> None
     if not fits:
         text = ", ".join("*" if w is None else str(w) for w in wanted)
         raise ValueError(f"{name}: wanted shape [{text}], got {list(shape)}")
+
+
+class RunError(Exception):
+    """A run that cannot go on; `main` prints it on one line and exits with code 1."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop and has saved itself; `main` exits with `code`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

@@ -23,7 +23,6 @@ while (($#)); do
 done
 "$config" || { echo "local.sh: --config is missing (say --config=configs/worms.py)" >&2; exit 2; }
 venv=${venv:-$root/.venv}
-
 go() { if "$dry"; then printf -v line '%q ' "$@" && echo "${line% }"; else "$@"; fi; }
 
 [[ -x $venv/bin/pip ]] || go "${PYTHON:-python3}" -m venv "$venv"

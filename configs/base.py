@@ -1,0 +1,71 @@
+"""Settings that every config starts from; a config overrides what differs and adds its networks."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The common blocks: data, source image, optimiser, augmentation, training, log, checkpoints."""
+    config = ml_collections.ConfigDict()
+    config.objective = "deform"  # a module of deformgan/objectives
+    config.seed = 0  # of initialisation, latents and batch order
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "simulated"  # a module of deformgan/data: simulated, folder, targettrack, tfds
+    data.path = ""  # folder or file, for every source but the simulator
+    data.set = "neurites"  # of the simulator; see deformgan/data/simulated.py
+    data.count = 600  # images to simulate
+    data.seed = 0  # of the simulator and of the splits
+    data.size = 128  # pixels along each side; frames are fitted to it
+    data.channels = 1  # 1 grey, 3 colour
+    data.channel = -1  # of a file with several: which one; -1 for all, or their luminance
+    data.aspect = "pad"  # frames that are not square: pad, crop or stretch
+    data.mixed_sizes = "refuse"  # frames of several sizes: refuse, or fit each by data.aspect
+    data.z_ranges = ""  # Targettrack: planes to project, such as 0:16,16:32; '' for all
+    data.screen = "report"  # faulty frames: off, report or drop
+    data.exclude = ""  # frames to leave out: names joined by commas, or a text file of names
+    data.blur = 0  # Gaussian kernel of a blur before training: 0, 3, 11, 51 or 127 pixels
+    data.scaling = "percentile"  # limits of intensity: percentile of the training frames, or range
+    data.percentiles = (0.0, 99.99)
+    data.range = (0.0, 255.0)  # limits for data.scaling=range, in input units
+    data.validation = 0.1  # shares of the blocks of frames held out
+    data.test = 0.2
+    data.memory_mib = 1024  # sets up to this size are held in memory; larger ones are streamed
+
+    config.source = source = ml_collections.ConfigDict()
+    source.image = "auto"  # to be warped: auto, simulated, an index, or a frame's name
+    source.set = ""  # simulated set it is drawn from, if not data.set
+
+    config.optimiser = optimiser = ml_collections.ConfigDict()
+    for player in ("gen", "disc"):  # Adam as DCGANs use it: Radford et al. 2016, sec. 3
+        optimiser[player] = ml_collections.ConfigDict()
+        optimiser[player].learning_rate = 2e-4
+        optimiser[player].beta1 = 0.5
+        optimiser[player].beta2 = 0.999
+    optimiser.ema_decay = 0.0  # of the generator that samples are made with; 0 for the last one
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.translation = 0.0  # largest random shift of what D sees, of the image's side
+    augment.cutout = 0.0  # side of a random square cut out of it, of the image's side
+
+    config.train = train = ml_collections.ConfigDict()
+    train.steps = 4000
+    train.batch_size = 16  # over all devices
+    train.steps_per_call = 1  # more (100, say) on GPU and TPU; 1 is fastest on CPU
+
+    config.log = log = ml_collections.ConfigDict()
+    log.every = 100  # steps between lines of metrics.jsonl
+    log.pictures = 1000  # steps between pictures
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 1000  # steps
+    checkpoint.keep = 2  # newest ones; the best by sliced Wasserstein distance is kept beside them
+    return config
+
+
+def apply_variants(config, variants, known):
+    """Applies each of the comma-joined `variants`, a function of `known` by name, in order."""
+    for name in filter(None, variants.split(",")):
+        if name not in known:
+            raise ValueError(f"config: unknown variant {name!r}; choose from {', '.join(known)}")
+        known[name](config)
+    return config

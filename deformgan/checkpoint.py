@@ -1,0 +1,147 @@
+"""Checkpoints: orbax, asynchronous and atomic; the newest and the best are kept.
+
+A checkpoint has three items: `state`, everything that training goes on from; `sampler`, the
+averaged generator and the constants, all that sampling needs; `meta`, the config, the intensity
+scaling and the position in the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from deformgan.errors import RunError, UserError
+from deformgan.state import TrainState
+
+BEST = "sliced_wasserstein"  # lower is better
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """What sampling needs: the generator's averaged variables, the constants, the meta-data."""
+
+    step: int
+    variables: Any
+    constants: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run, below `folder`."""
+
+    def __init__(self, folder: epath.Path, *, keep: int = 1, writable: bool = True) -> None:
+        policy = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[BEST],
+                    reverse=True,  # orbax keeps the last of the sorted: the smallest
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            cleanup_tmp_directories=writable,
+            create=writable,
+            read_only=not writable,
+        )
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        step: int | None = self._manager.latest_step()
+        return step
+
+    def save(
+        self,
+        state: TrainState,
+        constants: dict[str, jax.Array],
+        meta: dict[str, Any],
+        metrics: dict[str, float],
+    ) -> None:
+        """Starts writing a checkpoint; returns once the arrays are copied off the devices."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        host = jax.device_get(state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(host),
+            sampler=ocp.args.StandardSave(
+                {"variables": host.ema, "constants": jax.device_get(constants)}
+            ),
+            meta=ocp.args.JsonSave(meta),
+        )
+        try:
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._failed(self.latest(), error) from error
+
+    def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state, as NumPy arrays in the structure of `template`, and its meta-data."""
+        step = self.latest()
+        out = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(jax.tree.map(_blank, template)),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        return out["state"], out["meta"]
+
+    def sampler(self, step: int | None) -> Sampler:
+        """What sampling needs from the newest checkpoint, or from that of `step`.
+
+        Raises:
+          UserError: if there is none.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise UserError(
+                f"workdir: no checkpoint under {self._folder}; train first (--mode=train)"
+            )
+        if step is not None and step not in steps:
+            raise UserError(f"step: no checkpoint of step {step}; there are {steps}")
+        chosen = steps[-1] if step is None else step
+        out = self._manager.restore(
+            chosen,
+            args=ocp.args.Composite(
+                sampler=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
+            ),
+        )
+        saved = out["sampler"]
+        return Sampler(chosen, saved["variables"], saved["constants"], out["meta"])
+
+    def preempted(self, step: int) -> bool:
+        """Whether the machines are about to be taken away; all processes agree on the step."""
+        return bool(self._manager.reached_preemption(step))
+
+    def close(self) -> None:
+        """Waits and lets go of the threads."""
+        self._manager.close()
+
+    def _failed(self, step: int | None, error: Exception) -> RunError:
+        return RunError(
+            f"checkpoint: writing step {step} to {self._folder} failed"
+            f" ({' '.join(str(error).split())[:200]}); free some space or choose another --workdir."
+            f" The last complete checkpoint is step {self.latest()}"
+        )
+
+
+def _blank(leaf: Any) -> np.ndarray:
+    return np.zeros(leaf.shape, leaf.dtype)

@@ -1,0 +1,214 @@
+"""A folder of PNG, JPEG or TIFF images, or one multi-page TIFF: 8 or 16 bit, grey or colour."""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import tifffile
+from PIL import Image, UnidentifiedImageError
+
+from deformgan.data.frames import Frame, Frames
+from deformgan.errors import UserError
+
+STILLS = (".png", ".jpg", ".jpeg")
+STACKS = (".tif", ".tiff")
+MOST_PIXELS = 2**28  # an image of more is taken for a decompression bomb
+_LONG_PAUSE = 8  # a jump in the frame numbers this many times the usual step starts a new stretch
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float64)  # ITU-R BT.601
+
+
+def read(config: ml_collections.ConfigDict) -> Frames:
+    """Lists the images below `data.path`; they are read when asked for.
+
+    Sub-folders and stacks are recordings; so are stretches of frames whose numbers follow on
+    without a long pause.
+    """
+    root, files, skipped = find_files(config.path, STILLS + STACKS)
+    names: list[str] = []
+    recordings: list[str] = []
+    places: list[tuple[Path, int]] = []
+    for file in files:
+        name = str(file.relative_to(root))
+        pages = _page_count(file) if file.suffix.lower() in STACKS else 1
+        for page in range(pages):
+            names.append(name if pages == 1 else f"{name}#{page}")
+            recordings.append(str(file.parent.relative_to(root)) if pages == 1 else name)
+            places.append((file, page))
+    return Frames(
+        names=names,
+        recordings=_stretches(names, recordings),
+        read=lambda i: Frame(_channels(_load(*places[i]), config, names[i])),
+        skipped=skipped,
+    )
+
+
+def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Path], str]:
+    """Files with these suffixes at or below `path`, in natural order.
+
+    Returns:
+      the folder, its files, and a remark on other files that were left alone ('' if none).
+    """
+    if not path:
+        raise UserError("data.path: not set; give a folder or a file (--config.data.path=...)")
+    root = Path(path)
+    looked = f"looked for {', '.join(suffixes)}"
+    if not root.exists():
+        raise UserError(f"data.path: {path} does not exist")
+    if root.is_file():
+        if root.suffix.lower() not in suffixes:
+            raise UserError(f"data.path: {path} is not of a type that is read ({looked})")
+        return root.parent, [root], ""
+    try:
+        found = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"data.path: cannot list {path}: {error.strerror}") from error
+    files = [p for p in found if p.suffix.lower() in suffixes]
+    if not files:
+        raise UserError(f"data.path: no images under {path} ({looked})")
+    files.sort(key=lambda p: _natural(str(p.relative_to(root))))
+    others = len(found) - len(files)
+    return root, files, f"{others} other files left alone" if others else ""
+
+
+def to_channels(
+    image: np.ndarray, channel: int, wanted: int, name: str, *, colour: bool
+) -> np.ndarray:
+    """Picks or mixes channels: `[H, W]` or `[H, W, K]` to `[H, W, wanted]`.
+
+    `channel` >= 0 picks one. Otherwise one channel is made of colour by its luminance, three of
+    grey by repetition; several channels that are no colour must be chosen from.
+    """
+    image = image[..., None] if image.ndim == 2 else image
+    if colour and image.shape[-1] in (2, 4):
+        image = image[..., :-1]  # transparency
+    have = image.shape[-1]
+    if channel >= have:
+        raise UserError(f"data.channel: {channel} asked for, but {name} has {have} channels")
+    if channel >= 0:
+        image = image[..., channel : channel + 1]
+    elif wanted == 1 and have == 3 and colour:
+        mixed = image.astype(np.float64) @ _LUMINANCE
+        whole = np.issubdtype(image.dtype, np.integer)
+        image = (np.round(mixed) if whole else mixed).astype(image.dtype)[..., None]
+    elif have > 1 and have != wanted:
+        raise UserError(
+            f"data.channel: {name} has {have} channels; choose one with"
+            f" --config.data.channel=0..{have - 1}"
+        )
+    return np.repeat(image, wanted, -1) if image.shape[-1] == 1 else image
+
+
+def _channels(image: np.ndarray, config: ml_collections.ConfigDict, name: str) -> np.ndarray:
+    return to_channels(image, config.channel, config.channels, name, colour=True)
+
+
+def _natural(text: str) -> list[tuple[int, int, str]]:
+    """Sorts t2 before t10."""
+    parts = re.split(r"(\d+)", text)
+    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
+
+
+def _stretches(names: list[str], recordings: list[str]) -> list[str]:
+    """Cuts each recording where the last number in its frames' names makes a long jump."""
+    out: list[str] = []
+    for recording in dict.fromkeys(recordings):
+        members = [n for n, r in zip(names, recordings, strict=True) if r == recording]
+        digits = [re.findall(r"\d+", n) for n in members]
+        numbers = np.array([int(d[-1]) if d else 0 for d in digits], np.float64)
+        steps = np.diff(numbers)
+        usual = np.median(steps) if len(steps) else 0.0
+        cuts = np.abs(steps) > _LONG_PAUSE * max(usual, 1.0)
+        stretch = np.concatenate([[0], np.cumsum(cuts)]).astype(int)
+        out += [f"{recording}/{s}" if cuts.any() else recording for s in stretch]
+    return out
+
+
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    SyntaxError,  # what Pillow raises on a broken PNG
+    RuntimeError,  # what imagecodecs raises
+    struct.error,
+    zlib.error,
+    tifffile.TiffFileError,
+    UnidentifiedImageError,
+)
+
+
+def _page_count(file: Path) -> int:
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            return len(tiff.pages)
+    except _READ_ERRORS as error:
+        raise UserError(f"{file}: not a readable TIFF ({_brief(error)})") from error
+
+
+def _load(file: Path, page: int) -> np.ndarray:
+    try:
+        return _load_tiff(file, page) if file.suffix.lower() in STACKS else _load_still(file)
+    except _READ_ERRORS as error:
+        raise UserError(f"{file}: unreadable or truncated image ({_brief(error)})") from error
+
+
+def _load_tiff(file: Path, page: int) -> np.ndarray:
+    with tifffile.TiffFile(file) as tiff:
+        this = tiff.pages[page]
+        _refuse_bomb(file, int(np.prod(this.shape)))
+        end = max(o + n for o, n in zip(this.dataoffsets, this.databytecounts, strict=True))
+        if end > file.stat().st_size:  # tifffile fills what is missing with zeros
+            raise OSError("the file ends before its image data")
+        image = this.asarray()
+    if image.ndim == 3 and this.axes.startswith("S"):  # samples stored plane by plane
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim not in (2, 3):
+        raise UserError(f"{file}: page {page} has shape {image.shape}; wanted rows and columns")
+    return _numeric(file, image)
+
+
+def _load_still(file: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            opened = Image.open(file)
+        except Image.DecompressionBombError as error:
+            raise UserError(f"{file}: refused as a decompression bomb ({error})") from error
+    with opened as image:
+        _refuse_bomb(file, image.width * image.height)
+        if image.mode in ("P", "1", "LA", "PA", "CMYK", "YCbCr"):
+            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        return _numeric(file, np.asarray(image))
+
+
+def _refuse_bomb(file: Path, pixels: int) -> None:
+    if pixels > MOST_PIXELS:
+        raise UserError(
+            f"{file}: {pixels} pixels, more than the {MOST_PIXELS} of one image that are read;"
+            " cut it into smaller images"
+        )
+
+
+def _numeric(file: Path, image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.bool_:
+        image = image.astype(np.uint8) * 255
+    if image.dtype == np.int32 and image.min() >= 0 and image.max() <= 65535:
+        image = image.astype(np.uint16)  # Pillow opens 16-bit PNG as int32
+    image = image.astype(image.dtype.newbyteorder("="))
+    kinds = ("uint8", "uint16", "int8", "int16", "float16", "float32", "float64")
+    if image.dtype.name not in kinds:
+        raise UserError(f"{file}: holds {image.dtype}; 8- or 16-bit integers or floats are read")
+    if not np.isfinite(image).all():
+        raise UserError(f"{file}: holds NaN or infinite values; replace them first")
+    return image
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,378 @@
+"""From frames to batches: fit, blur, split, scale; then a feed that the train step draws from.
+
+A set that fits stays on the devices and is sampled there. A larger one is streamed by grain, each
+process reading its own share. Either way batch n is a function of the seed and of n.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from scipy import ndimage
+
+from deformgan.data import geometry, scaling, simulated, splits
+from deformgan.data.frames import Frame, Frames, Labels
+from deformgan.errors import UserError, choose, resolve
+
+Batch = dict[str, jax.Array]
+
+BLURS = (0, 3, 11, 51, 127)
+_SURVEY = 1000  # frames of a set too large to hold that the intensity limits are taken from
+_MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The image that is warped: `[S, S, C]` float32 in [-1, 1], its labels, where it came from."""
+
+    image: np.ndarray
+    labels: Labels | None
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Frames made ready for training.
+
+    Attributes:
+      train: images `[S, S, C]` float32 in [-1, 1] by index: one array if they fit, else read anew.
+      validation: `[N, S, S, C]`, at most 512, for choosing checkpoints; may be empty.
+      source: the image to warp.
+      scaling: how intensities map to the input's units.
+      geometry: how the source frame was fitted to `data.size`.
+      split: for the record: seed, blocks and names of every split.
+    """
+
+    train: Sequence[np.ndarray] | np.ndarray
+    validation: np.ndarray
+    source: Source
+    scaling: scaling.Scaling
+    geometry: geometry.Fit
+    split: dict[str, Any]
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` for a bad setting in the `data` block, before anything is read."""
+    choose("data.aspect", config.aspect, geometry.ASPECTS)
+    choose("data.scaling", config.scaling, scaling.SCALINGS)
+    choose("data.mixed_sizes", config.mixed_sizes, ("refuse", "fit"))
+    choose("data.screen", config.screen, ("off", "report", "drop"))
+    if config.blur not in BLURS:
+        raise UserError(f"data.blur: kernel {config.blur}; choose one of {BLURS} (0 for none)")
+    if config.size < 8:
+        raise UserError(f"data.size: {config.size}; give 8 pixels or more")
+    if config.channels not in (1, 3):
+        raise UserError(f"data.channels: {config.channels}; images have 1 or 3 channels")
+    if not (0 <= config.validation < 1 and 0 <= config.test < 1):
+        raise UserError("data.validation, data.test: shares of the frames, from 0 to below 1")
+    if config.source == "simulated" and config.channels != 1:
+        raise UserError(f"data.channels: {config.channels}; simulated worms are grey, set it to 1")
+    if config.source == "simulated" and config.count < 1:
+        raise UserError(f"data.count: {config.count}; simulate 1 image or more")
+
+
+def read(config: ml_collections.ConfigDict) -> Frames:
+    """Opens the source `data.source`; if its images fit in memory, each is read only once."""
+    reader = resolve("data.source", "deformgan.data", config.source, "read")
+    frames: Frames = reader.read(config)
+    held = len(frames) * frames.read(0).image.nbytes <= config.memory_mib * _MIB
+    if not held:
+        return frames
+    cache: dict[int, Frame] = {}
+
+    def cached(i: int) -> Frame:
+        if i not in cache:
+            cache[i] = frames.read(i)
+        return cache[i]
+
+    return dataclasses.replace(frames, read=cached)
+
+
+def build(
+    frames: Frames, config: ml_collections.ConfigDict, source: ml_collections.ConfigDict
+) -> Dataset:
+    """Splits, fits and scales frames.
+
+    Args:
+      frames: as screened.
+      config: the `data` block.
+      source: the `source` block: which image is warped.
+
+    Returns:
+      the dataset, its training images in one array if they take at most `data.memory_mib`.
+
+    Raises:
+      UserError: naming what does not fit: mixed sizes or depths, an unknown source image.
+    """
+    depth = survey(frames, config)
+    split, block = split_frames(frames, config)
+    members = {s: [i for i, own in enumerate(split) if own == s] for s in splits.SPLITS}
+
+    def fit(frame: Frame) -> Frame:
+        out = geometry.fitted(frame, config.size, config.aspect)
+        return dataclasses.replace(out, image=_blurred(out.image, config.blur))
+
+    chosen = members["train"]
+    if not chosen:
+        raise UserError(f"data.path: no training frames among the {len(frames)} frames")
+    bytes_needed = len(chosen) * config.size**2 * config.channels * 4
+    fits = bytes_needed <= config.memory_mib * _MIB
+    sample = chosen if fits else chosen[:: -(-len(chosen) // _SURVEY)]
+    fitted = np.stack([fit(frames.read(i)).image for i in sample])
+    scale = _scaling(fitted, depth, config)
+    train: Sequence[np.ndarray] | np.ndarray
+    if fits:
+        train = scale.inward(fitted)
+    else:
+        train = _Lazy(frames, chosen, lambda frame: scale.inward(fit(frame).image))
+    held_out = members["validation"][:512]
+    validation = [scale.inward(fit(frames.read(i)).image) for i in held_out]
+    empty = np.zeros((0, config.size, config.size, config.channels), np.float32)
+    name, frame = _choose_source(frames, sample, fitted, source, config)
+    shown = fit(frame)
+    return Dataset(
+        train=train,
+        validation=np.stack(validation) if validation else empty,
+        source=Source(scale.inward(shown.image), shown.labels, name),
+        scaling=scale,
+        geometry=geometry.fit_to(frame.image.shape, config.size, config.aspect),
+        split={
+            "seed": config.seed,
+            "blocks": "of the data" if frames.splits else "recordings or blocks of time",
+            **{
+                s: [{"name": frames.names[i], "block": block[i]} for i in m]
+                for s, m in members.items()
+            },
+        },
+    )
+
+
+def split_frames(
+    frames: Frames, config: ml_collections.ConfigDict
+) -> tuple[Sequence[str], list[int]]:
+    """The split and the block of each frame: those it came with, else by blocks."""
+    if frames.splits is not None:
+        return frames.splits, splits.blocks(frames.recordings)
+    return splits.assign(
+        frames.recordings, validation=config.validation, test=config.test, seed=config.seed
+    )
+
+
+def survey(frames: Frames, config: ml_collections.ConfigDict) -> scaling.Depth:
+    """How the frames' values are held as unsigned integers.
+
+    Reads all frames (some, of a prepared set too large to hold).
+
+    Raises:
+      UserError: if they differ in depth, or in size without a policy for it.
+    """
+    step = 1
+    if frames.surveyed and len(frames) * frames.read(0).image.nbytes > config.memory_mib * _MIB:
+        step = -(-len(frames) // _SURVEY)
+    low, high = np.inf, -np.inf
+    first = frames.read(0).image
+    odd: list[int] = []
+    for i in range(0, len(frames), step):
+        image = frames.read(i).image
+        if image.dtype != first.dtype:
+            raise UserError(
+                f"data.path: mixed depths: {frames.names[0]} holds {first.dtype},"
+                f" {frames.names[i]} {image.dtype}; convert them to one"
+            )
+        if image.shape != first.shape:
+            odd.append(i)
+        low, high = min(low, float(image.min())), max(high, float(image.max()))
+    if odd and config.mixed_sizes == "refuse":
+        h, w, _ = frames.read(odd[0]).image.shape
+        raise UserError(
+            f"data.path: mixed sizes: {len(odd)} of {len(frames)} images are not"
+            f" {first.shape[0]}x{first.shape[1]} (first: {frames.names[odd[0]]} is {h}x{w}); set"
+            " data.mixed_sizes=fit to fit each by data.aspect, or data.screen=drop to leave out"
+            " those of unusual size"
+        )
+    return scaling.Depth.of(first.dtype, low, high)
+
+
+def _scaling(
+    fitted: np.ndarray, depth: scaling.Depth, config: ml_collections.ConfigDict
+) -> scaling.Scaling:
+    if config.scaling == "range":
+        low, high = config.range
+        if not low < high:
+            raise UserError(f"data.range: {low} to {high} is no range; give (low, high)")
+    else:
+        low, high = (float(v) for v in np.percentile(fitted, config.percentiles))
+        if not low < high:
+            raise UserError(
+                f"data.percentiles: {tuple(config.percentiles)} of the training frames are {low:g}"
+                f" and {high:g}: the images are constant; check data.path"
+            )
+    clipped = float(np.mean((fitted < low) | (fitted > high)))
+    return scaling.Scaling(config.scaling, float(low), float(high), clipped, depth)
+
+
+def _blurred(image: np.ndarray, kernel: int) -> np.ndarray:
+    """Gaussian blur by kernel size as OpenCV defines it (the report's experiment)."""
+    if not kernel:
+        return image
+    sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8  # cv2.getGaussianKernel
+    radius = (kernel - 1) // 2
+    return ndimage.gaussian_filter(image, (sigma, sigma, 0), radius=(radius, radius, 0), mode="mirror")
+
+
+def _choose_source(
+    frames: Frames,
+    train: list[int],
+    fitted: np.ndarray,
+    source: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict,
+) -> tuple[str, Frame]:
+    """The image that `source.image` names: auto, simulated, an index or a frame's name."""
+    wanted = str(source.image)
+    if wanted == "simulated":
+        name = source.set or config.set
+        frame = simulated.source_image(name, config.size, config.seed)
+        if config.channels != 1:
+            raise UserError("source.image: simulated images are grey; set data.channels to 1")
+        return f"simulated:{name}", _in_units_of(frame, fitted)
+    if wanted == "auto":
+        if frames.reference is not None:
+            return "simulated:reference", frames.reference
+        best = train[_medoid(fitted)]
+        return frames.names[best], frames.read(best)
+    names = list(frames.names)
+    if wanted in names:
+        index = names.index(wanted)
+    elif wanted.isdigit() and int(wanted) < len(names):
+        index = int(wanted)
+    else:
+        raise UserError(
+            f"source.image: {wanted!r} is neither 'auto', 'simulated', an index below"
+            f" {len(names)} nor the name of a frame such as {names[0]!r}"
+        )
+    return names[index], frames.read(index)
+
+
+def _in_units_of(frame: Frame, fitted: np.ndarray) -> Frame:
+    """Stretches a simulated image over the intensities of the training frames."""
+    low, high = np.percentile(fitted, (0.0, 99.99))
+    return dataclasses.replace(frame, image=low + frame.image / 255 * (high - low))
+
+
+def _medoid(images: np.ndarray) -> int:
+    """The image nearest to the mean of all, blurred so that noise does not decide."""
+    smooth = ndimage.gaussian_filter(images, (0, 2, 2, 0))
+    return int(np.argmin(np.square(smooth - smooth.mean(0)).sum((1, 2, 3))))
+
+
+class _Lazy(Sequence[np.ndarray]):
+    """Frames of a set too large to hold, read and prepared when asked for."""
+
+    def __init__(
+        self, frames: Frames, indices: list[int], prepare: Callable[[Frame], np.ndarray]
+    ) -> None:
+        self._frames, self._indices, self._prepare = frames, indices, prepare
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._prepare(self._frames.read(self._indices[i]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Where the train step gets its batches.
+
+    Attributes:
+      resident: arrays that stay on every device ({} for a stream).
+      draw: pure: (resident, fed, key, step, positions) -> this device's share of the batch of
+        `step`; `positions` are its examples' indices in the global batch, `[b]`.
+      stream: yields what is fed at every step, `{name: [b, ...]}` of this process; or None.
+    """
+
+    resident: Batch
+    draw: Callable[[Batch, Batch, jax.Array, jax.Array, jax.Array], Batch]
+    stream: Callable[[int], Iterator[Batch]] | None
+
+
+def make_feed(
+    dataset: Dataset, batch_size: int, seed: int, *, process: int, processes: int
+) -> Feed:
+    """The feed of a dataset: resident if its training images are one array, else a stream."""
+    if isinstance(dataset.train, np.ndarray):
+        count = len(dataset.train)
+        return Feed(
+            resident={"images": jnp.asarray(dataset.train)},
+            draw=lambda resident, fed, key, step, positions: {
+                "images": resident["images"][
+                    draw_indices(key, step, positions, batch_size=batch_size, count=count)
+                ]
+            },
+            stream=None,
+        )
+    lazy = dataset.train
+
+    def stream(step: int) -> Iterator[Batch]:
+        return _grain_stream(lazy, batch_size, seed, step, process=process, processes=processes)
+
+    return Feed(resident={}, draw=lambda resident, fed, key, step, positions: fed, stream=stream)
+
+
+def draw_indices(
+    key: jax.Array, step: jax.Array, positions: jax.Array, *, batch_size: int, count: int
+) -> jax.Array:
+    """Which of `count` examples stand at `positions` of the batch of `step`.
+
+    Every epoch is a fresh permutation; a batch may span two. A set smaller than the batch is
+    sampled with replacement.
+
+    Args:
+      key: of the whole run.
+      step: of training, scalar.
+      positions: `[b]` indices in the global batch.
+      batch_size: of the global batch.
+      count: examples in the set.
+
+    Returns:
+      `[b]` indices in [0, count).
+    """
+    if count < batch_size:
+        own = jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(key, step), p))(positions)
+        return jax.vmap(lambda k: jax.random.randint(k, (), 0, count))(own)
+    # In 32-bit arithmetic that cannot overflow: step = a * count + b.
+    whole, rest = step // count, step % count
+    epoch = whole * batch_size + (rest * batch_size) // count
+    offset = (rest * batch_size) % count
+
+    def permutation(epoch: jax.Array) -> jax.Array:
+        return jax.random.permutation(jax.random.fold_in(key, epoch), count)
+
+    order = jnp.concatenate([permutation(epoch), permutation(epoch + 1)])
+    return order[offset + positions]
+
+
+def _grain_stream(
+    images: Sequence[np.ndarray],
+    batch_size: int,
+    seed: int,
+    step: int,
+    *,
+    process: int,
+    processes: int,
+) -> Iterator[Batch]:
+    import grain  # reads absl flags when imported
+
+    local = batch_size // processes
+    order = grain.MapDataset.range(len(images)).shuffle(seed=seed).repeat()
+    batches = order.map(lambda i: {"images": images[i]}).batch(local, drop_remainder=True)
+    mine = batches.slice(slice(process, None, processes))
+    iterator = iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
+    iterator.set_state({"next_index": step})
+    return iterator

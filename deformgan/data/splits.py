@@ -1,0 +1,57 @@
+"""Splitting frames into training, validation and test ones, by recording or by block of time.
+
+Never by random frame: consecutive frames of a recording are near copies, and a score on copies of
+the training frames is no score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+_FEWEST_RECORDINGS = 5  # with fewer, each is cut into blocks of time
+_BLOCKS = 10  # blocks of time a recording is cut into
+
+
+def blocks(recordings: Sequence[str]) -> list[int]:
+    """The block that each frame belongs to: its recording, or a tenth of it where few exist."""
+    names = list(dict.fromkeys(recordings))
+    if len(names) >= _FEWEST_RECORDINGS:
+        return [names.index(r) for r in recordings]
+    out = [0] * len(recordings)
+    first = 0
+    for name in names:
+        members = [i for i, r in enumerate(recordings) if r == name]
+        parts = np.array_split(members, min(_BLOCKS, len(members)))
+        for number, part in enumerate(parts):
+            for i in part:
+                out[i] = first + number
+        first += len(parts)
+    return out
+
+
+def assign(
+    recordings: Sequence[str], *, validation: float, test: float, seed: int
+) -> tuple[list[str], list[int]]:
+    """Assigns whole blocks to splits.
+
+    Args:
+      recordings: the recording of each frame, frames in time order.
+      validation: share of the blocks for validation, rounded; may come to none.
+      test: share of the blocks for the test; at least one block if there are two and it is not 0.
+      seed: of the permutation of blocks.
+
+    Returns:
+      The split of each frame, one of `SPLITS`, and the block of each frame.
+    """
+    block = blocks(recordings)
+    count = max(block) + 1
+    n_test = min(count - 1, max(1, round(test * count))) if test else 0
+    n_validation = min(count - 1 - n_test, round(validation * count))
+    order = np.random.default_rng(seed).permutation(count)
+    split = np.full(count, "train", object)
+    split[order[:n_test]] = "test"
+    split[order[n_test : n_test + n_validation]] = "validation"
+    return [split[b] for b in block], block

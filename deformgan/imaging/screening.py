@@ -1,0 +1,242 @@
+"""Finding faulty frames before training: empty, saturated, striped, cropped, duplicate, outlying.
+
+Every frame gets its scores and, if it fails one, the first reason. What becomes of it is the
+user's choice (`data.screen`), and what is dropped is always written down.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from scipy import ndimage
+
+from deformgan.data.frames import Frames
+from deformgan.errors import UserError
+
+MODES = ("off", "report", "drop")
+_SATURATED = 0.25  # share of pixels at the set's maximum
+_STRIPE = 0.5  # a whole line off by this much of the frame's own range
+_BORDER = 0.05  # a dead margin of this share of the frame's side ...
+_USUAL_BORDER = 0.02  # ... in a set whose frames have none wider than this
+_EMPTY = 0.05  # spread below this share of the set's median spread
+_OUTLIER = 12.0  # robust z-score; real recordings of moving worms stay below 8
+_FEWEST_FOR_OUTLIERS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One frame's scores: a line of `screening.csv`.
+
+    Attributes:
+      name: of the frame.
+      reason: '' if nothing is wrong, else the first of: excluded, wrong_size, empty, duplicate,
+        saturated, stripe, cropped, outlier.
+      dropped: whether it was left out.
+      height: in pixels.
+      width: in pixels.
+      mean: in input units.
+      spread: standard deviation in input units.
+      saturated: share of pixels at the set's brightest value.
+      stripe: largest deviation of a whole row or column from its neighbours, of the frame's range.
+      border: width of the constant margin, of the frame's side.
+      outlier: largest robust z-score among mean, spread, brightest percentile and sharpness.
+      detail: what the frame duplicates, or the usual size.
+    """
+
+    name: str
+    reason: str
+    dropped: bool
+    height: int
+    width: int
+    mean: float
+    spread: float
+    saturated: float
+    stripe: float
+    border: float
+    outlier: float
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Screening:
+    """The frames that are kept, a row for every frame there was, and those that were flagged."""
+
+    kept: Frames
+    rows: list[Row]
+    flagged: list[int]
+
+
+def screen(frames: Frames, config: ml_collections.ConfigDict) -> Screening:
+    """Scores every frame and leaves out the excluded and, with `data.screen=drop`, the faulty.
+
+    Args:
+      frames: as read.
+      config: the `data` block: `screen`, `exclude`.
+
+    Returns:
+      the screening; its `kept` frames are never none.
+
+    Raises:
+      UserError: if an excluded name does not exist or no frame would be left.
+    """
+    excluded = _excluded(config.exclude, frames)
+    if config.screen == "off" or frames.surveyed:
+        rows = [_unscored(name) for name in frames.names if name in excluded]
+    else:
+        rows = _scored(frames, drop=config.screen == "drop")
+    rows = [
+        dataclasses.replace(row, reason="excluded", dropped=True) if row.name in excluded else row
+        for row in rows
+    ]
+    dropped = {row.name for row in rows if row.dropped}
+    kept = [i for i, name in enumerate(frames.names) if name not in dropped]
+    if not kept:
+        raise UserError(
+            f"data.screen: all {len(frames)} frames would be dropped"
+            f" ({_counts(rows)}); look at them with --config.data.screen=report"
+        )
+    index = {name: i for i, name in enumerate(frames.names)}
+    return Screening(
+        kept=frames.subset(kept) if dropped else frames,
+        rows=rows,
+        flagged=[index[row.name] for row in rows if row.reason],
+    )
+
+
+def summary(screening: Screening) -> str:
+    """What was found, in a line."""
+    faulty = [row for row in screening.rows if row.reason]
+    if not faulty:
+        return f"{len(screening.rows)} frames screened, none faulty"
+    dropped = sum(row.dropped for row in faulty)
+    return (
+        f"{len(screening.rows)} frames screened, {len(faulty)} flagged ({_counts(faulty)}),"
+        f" {dropped} dropped"
+    )
+
+
+def write_csv(rows: list[Row], file: Path) -> None:
+    """Writes every row, with a header."""
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([field.name for field in dataclasses.fields(Row)])
+        for row in rows:
+            values = dataclasses.astuple(row)
+            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
+
+
+def _counts(rows: list[Row]) -> str:
+    counts = collections.Counter(row.reason for row in rows if row.reason)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+
+
+def _excluded(text: str, frames: Frames) -> set[str]:
+    if not text:
+        return set()
+    listed = Path(text)
+    try:
+        names = listed.read_text().splitlines() if listed.is_file() else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.exclude: cannot read {text} ({error})") from error
+    wanted = {name.strip() for name in names if name.strip()}
+    unknown = sorted(wanted - set(frames.names))
+    if unknown:
+        raise UserError(
+            f"data.exclude: no frame is called {unknown[0]!r} ({len(unknown)} such names); frames"
+            f" are called like {frames.names[0]!r}"
+        )
+    return wanted
+
+
+def _unscored(name: str) -> Row:
+    nan = float("nan")
+    return Row(name, "", False, 0, 0, nan, nan, nan, nan, nan, nan)
+
+
+def _scored(frames: Frames, *, drop: bool) -> list[Row]:
+    images = [frames.read(i).image for i in range(len(frames))]
+    top = max(float(image.max()) for image in images)
+    scores = np.array([_scores(image, top) for image in images])  # [N, 7]
+    usual = collections.Counter(image.shape[:2] for image in images).most_common(1)[0][0]
+    outlier = _robust_z(scores[:, [0, 1, 5, 6]]).max(axis=1)
+    median_spread, margin = np.median(scores[:, 1]), np.median(scores[:, 4])
+    first: dict[bytes, str] = {}
+    rows = []
+    for i, (name, image) in enumerate(zip(frames.names, images, strict=True)):
+        mean, spread, saturated, stripe, border = scores[i, :5]
+        twin = first.setdefault(_digest(image), name)
+        faults = {
+            "wrong_size": image.shape[:2] != usual,
+            "empty": spread <= _EMPTY * median_spread,
+            "duplicate": twin != name,
+            "saturated": saturated > _SATURATED,
+            "stripe": stripe > _STRIPE,
+            "cropped": border > _BORDER and margin <= _USUAL_BORDER,
+            "outlier": len(frames) >= _FEWEST_FOR_OUTLIERS and outlier[i] > _OUTLIER,
+        }
+        reason = next((fault for fault, found in faults.items() if found), "")
+        detail = {"wrong_size": f"usual {usual[0]}x{usual[1]}", "duplicate": f"of {twin}"}
+        rows.append(
+            Row(
+                name=name,
+                reason=reason,
+                dropped=drop and bool(reason),
+                height=image.shape[0],
+                width=image.shape[1],
+                mean=mean,
+                spread=spread,
+                saturated=saturated,
+                stripe=stripe,
+                border=border,
+                outlier=outlier[i],
+                detail=detail.get(reason, ""),
+            )
+        )
+    return rows
+
+
+def _digest(image: np.ndarray) -> bytes:
+    shape = repr((image.shape, image.dtype.str)).encode()
+    return hashlib.blake2b(shape + image.tobytes(), digest_size=16).digest()
+
+
+def _scores(image: np.ndarray, top: float) -> tuple[float, ...]:
+    """Mean, spread, saturated share, stripe, border, brightest percentile, sharpness."""
+    grey = image.astype(np.float64).mean(-1)
+    bright = float(np.percentile(grey, 99.5))
+    reach = bright - float(np.median(grey))
+    sharp = float(np.abs(ndimage.laplace(grey)).mean()) / (float(grey.std()) or 1.0)
+    stripe = max(_stripe(np.median(grey, axis)) for axis in (0, 1)) / reach if reach > 0 else 0.0
+    saturated = float((image >= top).mean()) if top > image.min() else 0.0
+    return float(grey.mean()), float(grey.std()), saturated, stripe, _margin(grey), bright, sharp
+
+
+def _stripe(profile: np.ndarray) -> float:
+    """How far a line's median stands out from those around it, a band of lines included."""
+    around = ndimage.median_filter(profile, size=max(3, len(profile) // 4), mode="nearest")
+    return float(np.abs(profile - around).max())
+
+
+def _margin(grey: np.ndarray) -> float:
+    """Width of the widest constant margin, as a share of that side; 0 for a constant image."""
+    widest = 0.0
+    if grey.min() == grey.max():
+        return widest
+    for lines in (grey, grey[::-1], grey.T, grey.T[::-1]):
+        flat = (lines == lines[0, 0]).all(axis=1)
+        widest = max(widest, int(np.argmin(flat)) / len(lines))
+    return widest
+
+
+def _robust_z(values: np.ndarray) -> np.ndarray:
+    """Distance from the median in robust standard deviations, each column on its own."""
+    centred = np.abs(values - np.median(values, axis=0))
+    scale = 1.4826 * np.median(centred, axis=0)
+    floor = 0.02 * np.abs(np.median(values, axis=0)) + 1e-12  # sets without any spread
+    return centred / np.maximum(scale, floor)

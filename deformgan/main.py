@@ -1,0 +1,88 @@
+"""python -m deformgan.main --config=configs/NAME.py[:variant,...] [--mode=...] [--workdir=DIR].
+
+Parses the command line and hands over to a mode; the modes are imported only then, so that the
+first line appears at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from deformgan import __version__
+from deformgan.errors import Interrupted, RunError, UserError
+
+MODES = ("train", "sample", "prepare")
+
+config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config and variants>.")
+NUM = flags.DEFINE_integer("num", 64, "sample: how many images.")
+OUT = flags.DEFINE_string("out", "", "sample: folder to write to; inside the workdir if not given.")
+FORMAT = flags.DEFINE_string("format", "npz", "sample: npz, png or tiff.")
+SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the latents.")
+STEP = flags.DEFINE_integer("step", None, "sample: checkpoint to use; the newest if not given.")
+
+
+def default_workdir(config_file: str) -> str:
+    """runs/worms-smoke for configs/worms.py:smoke."""
+    file, _, variants = config_file.partition(":")
+    return str(Path("runs") / "-".join([Path(file).stem, *filter(None, variants.split(","))]))
+
+
+def run(argv: list[str]) -> None:
+    """Dispatches to the mode."""
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]}: flags only, such as --config=configs/worms.py")
+    config = flags.FLAGS.config
+    path = WORKDIR.value
+    if config is None and (MODE.value != "sample" or not path):
+        raise UserError("config: not set; give --config=configs/NAME.py (or --workdir to sample)")
+    if path is None:
+        path = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    print(f"deformgan {__version__}: {MODE.value}, {path}", flush=True)
+    if MODE.value == "sample":
+        from deformgan import sample
+
+        sample.run(
+            path, config, num=NUM.value, out=OUT.value, form=FORMAT.value, seed=SEED.value,
+            step=STEP.value,
+        )
+    elif MODE.value == "prepare":
+        from deformgan import prepare
+
+        prepare.run(config, path)
+    else:
+        from deformgan import train
+
+        train.run(config, path)
+
+
+def main(argv: list[str]) -> int:
+    """Turns what a user can mend into one line and an exit code; anything else is a traceback."""
+    logging.set_verbosity(logging.ERROR)
+    try:
+        run(argv)
+    except (UserError, RunError, Interrupted) as error:
+        print(f"deformgan: {error}", file=sys.stderr)
+        return {UserError: 2, RunError: 1}.get(type(error)) or error.code
+    except KeyboardInterrupt:
+        print("deformgan: interrupted before anything could be saved", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser, with one line and exit code 2 for a flag or key that does not exist."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as error:
+        print(f"deformgan: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

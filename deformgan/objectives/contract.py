@@ -1,0 +1,78 @@
+"""The contract of an objective: a frozen set of pure functions that know nothing of devices.
+
+`deformgan.objectives.<name>.create(config)` returns one. A batch becomes a loss in `disc_loss` and
+`gen_loss`; `step.py` differentiates them in their first argument, and nothing else is needed to
+train, sample and judge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from deformgan.data.pipeline import Batch, Dataset
+from deformgan.state import Pair, Variables
+
+Constants = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Params = Any
+
+
+class Aux(NamedTuple):
+    """What a loss reports beside itself: scalars by name and the network's new batch statistics."""
+
+    metrics: Metrics
+    stats: Any
+
+
+class Samples(NamedTuple):
+    """Generated examples; the fields and labels of objectives that have none are empty dicts.
+
+    Attributes:
+      images: `[N, H, W, C]` in [-1, 1].
+      fields: `displacement` `[N, H, W, 2]` in pixels.
+      labels: `mask` `[N, H, W, 1]` int32, `points` `[N, P, 2]` (row, column) in pixels, NaN where
+        lost, and `status` `[N, P]`, an index into `fields.POINT_STATUS`.
+    """
+
+    images: jax.Array
+    fields: dict[str, jax.Array]
+    labels: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Pure functions of one objective.
+
+    Attributes:
+      fit: dataset -> constants: what is estimated from the data once. Saved in the checkpoint, so
+        that sampling needs no data.
+      init: (key, constants) -> variables of both networks.
+      disc_loss: (discriminator parameters, variables, batch, constants, keys) -> scalar, Aux.
+        `keys` are PRNG keys `[b]`, one an example of this device's share of the batch.
+      gen_loss: the same for the generator's parameters.
+      penalty: (discriminator parameters, variables, batch, constants, keys) -> scalar, metrics;
+        added to `disc_loss` every `penalty_every` steps, multiplied by as much (lazily: Karras et
+        al. 2020, sec. 4).
+      penalty_every: 0 if there is no penalty.
+      sample: (generator variables, constants, keys `[n]`) -> Samples.
+      monitor: (samples, real images) -> metrics that show collapse and other ill health.
+    """
+
+    fit: Callable[[Dataset], Constants]
+    init: Callable[[jax.Array, Constants], Pair[Variables]]
+    disc_loss: Callable[
+        [Params, Pair[Variables], Batch, Constants, jax.Array], tuple[jax.Array, Aux]
+    ]
+    gen_loss: Callable[
+        [Params, Pair[Variables], Batch, Constants, jax.Array], tuple[jax.Array, Aux]
+    ]
+    penalty: Callable[
+        [Params, Pair[Variables], Batch, Constants, jax.Array], tuple[jax.Array, Metrics]
+    ]
+    penalty_every: int
+    sample: Callable[[Variables, Constants, jax.Array], Samples]
+    monitor: Callable[[Samples, jax.Array], Metrics]

@@ -1,0 +1,30 @@
+"""--mode=prepare: any source to a TFDS dataset in ArrayRecord shards."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from deformgan.data import pipeline, tfds
+from deformgan.log import say
+from deformgan.train import screen
+from deformgan.workdir import Workdir
+
+
+def run(config: ml_collections.ConfigDict, path: str) -> None:
+    """Screens and splits the frames of `config.data` and writes them, in their own size.
+
+    Raises:
+      UserError: for bad input, or if the dataset exists already.
+    """
+    pipeline.check(config.data)
+    workdir = Workdir(path, create=True)
+    frames = screen(pipeline.read(config.data), config.data, workdir)
+    depth = pipeline.survey(frames, config.data)
+    split, _ = pipeline.split_frames(frames, config.data)
+    target = tfds.write(frames, split, depth, str(workdir.root / "dataset"), "frames")
+    counts = ", ".join(f"{split.count(s)} {s}" for s in dict.fromkeys(split))
+    say(
+        f"wrote {counts} frames to {target}\n"
+        f"  train on them with --config.data.source=tfds --config.data.path={target}"
+    )
+    workdir.close()

@@ -1,0 +1,171 @@
+"""--mode=sample: images, fields and moved labels from a checkpoint, without the training data."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tifffile
+
+from deformgan import __version__
+from deformgan.checkpoint import Checkpoints
+from deformgan.data.scaling import Scaling
+from deformgan.errors import UserError, choose, resolve
+from deformgan.fields import POINT_STATUS
+from deformgan.log import say
+from deformgan.objectives.contract import Samples
+from deformgan.step import Purpose, example_keys
+from deformgan.workdir import Workdir
+
+FORMATS = ("npz", "png", "tiff")
+_CHUNK = 64
+
+
+def run(
+    path: str,
+    config: ml_collections.ConfigDict | None,
+    *,
+    num: int,
+    out: str,
+    form: str,
+    seed: int,
+    step: int | None,
+) -> None:
+    """Samples from the run in the folder `path`.
+
+    Args:
+      path: the workdir of a trained run.
+      config: refused if it differs from the run's own; None to use that.
+      num: of images.
+      out: folder to write to; must be absent or empty. '' for one inside the workdir.
+      form: one of `FORMATS`.
+      seed: the same seed gives the same bytes.
+      step: of the checkpoint; None for the newest.
+
+    Raises:
+      UserError: if there is no checkpoint, or the output folder is in use.
+    """
+    choose("format", form, FORMATS)
+    if num < 1:
+        raise UserError(f"num: {num}; sample 1 image or more")
+    workdir = Workdir(path, create=False)
+    own = workdir.config()
+    if config is not None:
+        workdir.check_same(config)
+    checkpoints = Checkpoints(workdir.checkpoints, writable=False)
+    sampler = checkpoints.sampler(step)
+    checkpoints.close()
+    scaling = Scaling.from_json(sampler.meta["scaling"])
+    if form == "png" and scaling.depth.dtype == "uint16" and own.data.channels == 3:
+        raise UserError("format: 16-bit colour does not fit every PNG reader; use tiff or npz")
+    folder = _output_folder(out or str(workdir.local / "samples" / f"seed_{seed}_step_{sampler.step}"))
+    objective = resolve("objective", "deformgan.objectives", own.objective, "create").create(own)
+    say(f"sampling {num} images from step {sampler.step} of {workdir.root} (compiling first) ...")
+    constants = {name: jnp.asarray(value) for name, value in sampler.constants.items()}
+    draw = jax.jit(lambda keys: objective.sample(sampler.variables, constants, keys))
+    parts = []
+    for first in range(0, num, _CHUNK):  # always whole chunks: num does not change the bytes
+        indices = jnp.arange(first, first + _CHUNK)
+        keys = example_keys(jax.random.key(seed), 0, Purpose.SAMPLE, indices)
+        part = jax.device_get(draw(keys))
+        parts.append(jax.tree.map(lambda leaf, n=num - first: leaf[:n], part))
+    samples: Samples = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    try:
+        written = write(folder, samples, sampler.constants, scaling, form)
+        manifest = {
+            "deformgan": __version__,
+            "images": num,
+            "seed": seed,
+            "checkpoint": sampler.step,
+            "config": sampler.meta["config"],
+            "source": sampler.meta["source"],
+            "geometry": sampler.meta["geometry"],
+            "scaling": sampler.meta["scaling"],
+            **written,
+        }
+        text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+        (folder / "manifest.json").write_text(text)
+    except OSError as error:
+        raise UserError(f"out: cannot write to {folder} ({error.strerror or error})") from error
+    say(f"wrote {num} images as {form} to {folder}")
+
+
+def write(
+    folder: Path,
+    samples: Samples,
+    constants: dict[str, np.ndarray],
+    scaling: Scaling,
+    form: str,
+) -> dict[str, Any]:
+    """Writes samples in the input's depth; returns what the manifest says of them.
+
+    `npz` puts images, fields and masks in one `samples.npz`; `png` and `tiff` write images and
+    masks as pictures (a folder of PNG, or one stack each) and fields as `.npy`. Points go to
+    `points.csv`: sample, id, row, column, status.
+    """
+    images = scaling.outward(samples.images)
+    arrays: dict[str, np.ndarray] = {k: np.asarray(v) for k, v in samples.fields.items()}
+    pictures = {"images": images}
+    ids = np.asarray(constants.get("ids", np.zeros(0, np.int32)))
+    if "mask" in samples.labels and np.any(constants["mask"]):
+        pictures["masks"] = np.asarray(samples.labels["mask"]).astype(np.uint16)
+    if form == "npz":
+        np.savez_compressed(folder / "samples.npz", **pictures, **arrays)
+    else:
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        for name, stack in pictures.items():
+            (_write_png if form == "png" else _write_tiff)(folder, name, stack)
+    said: dict[str, Any] = {"dtype": images.dtype.name, "shape": list(images.shape)}
+    if "points" in samples.labels and (ids >= 0).any():
+        points, status = (np.asarray(samples.labels[k]) for k in ("points", "status"))
+        _write_points(folder / "points.csv", points, status, ids)
+        said["points"] = {
+            name: float(np.mean(status == code)) for code, name in enumerate(POINT_STATUS)
+        }
+    return said
+
+
+def _write_png(folder: Path, name: str, stack: np.ndarray) -> None:
+    (folder / name).mkdir()
+    for i, image in enumerate(stack):
+        flat = image[..., 0] if image.shape[-1] == 1 else image
+        (folder / name / f"{i:06d}.png").write_bytes(imagecodecs.png_encode(flat))
+
+
+def _write_tiff(folder: Path, name: str, stack: np.ndarray) -> None:
+    grey = stack.shape[-1] == 1
+    tifffile.imwrite(
+        folder / f"{name}.tif",
+        stack[..., 0] if grey else stack,
+        photometric="minisblack" if grey else "rgb",
+        compression="zlib",
+    )
+
+
+def _write_points(file: Path, points: np.ndarray, status: np.ndarray, ids: np.ndarray) -> None:
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["sample", "id", "row", "column", "status"])
+        for number, (positions, codes) in enumerate(zip(points, status, strict=True)):
+            for identity, (row, column), code in zip(ids, positions, codes, strict=True):
+                place = (f"{row:.3f}", f"{column:.3f}") if code == 0 else ("nan", "nan")
+                writer.writerow([number, int(identity), *place, POINT_STATUS[code]])
+
+
+def _output_folder(out: str) -> Path:
+    folder = Path(out)
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"out: {out} is in use; choose a new or an empty folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out: cannot write to {out} ({error.strerror or error})") from error
+    return folder

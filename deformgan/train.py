@@ -1,0 +1,290 @@
+"""--mode=train: build, restore, loop, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from deformgan import __version__, optim, parallel, report
+from deformgan.checkpoint import BEST, Checkpoints
+from deformgan.data import pipeline
+from deformgan.errors import Interrupted, RunError, UserError, resolve
+from deformgan.imaging import screening
+from deformgan.log import Log, say
+from deformgan.metrics.wasserstein import sliced_wasserstein
+from deformgan.models.layers import AXIS
+from deformgan.objectives.contract import Constants, Objective, Samples
+from deformgan.state import TrainState
+from deformgan.step import Purpose, example_keys, initial_state, make_step
+from deformgan.workdir import Workdir, to_json
+
+_MONITORED = 64  # samples from fixed latents that collapse is watched on
+
+
+def run(config: ml_collections.ConfigDict, path: str) -> None:
+    """Trains, or goes on training, the run in the folder `path` to `config.train.steps`.
+
+    Raises:
+      UserError: for bad input or settings, before anything is compiled.
+      RunError: if a loss or gradient is not finite, or a checkpoint cannot be written.
+      Interrupted: on SIGTERM or Ctrl-C, after saving.
+    """
+    parallel.initialize()
+    check(config)
+    workdir = Workdir(path, create=True)
+    workdir.claim(config)
+    objective = resolve("objective", "deformgan.objectives", config.objective, "create").create(config)
+    say(f"{parallel.describe()}; run in {workdir.root}")
+    checkpoints = Checkpoints(workdir.checkpoints, keep=config.checkpoint.keep)
+    start = checkpoints.latest() or 0
+    if start >= config.train.steps:
+        say(
+            f"finished: step {start} of {config.train.steps}. To go on, raise"
+            f" --config.train.steps; to sample, --mode=sample --workdir={workdir.root}"
+        )
+        checkpoints.close()
+        return
+    dataset = load(config, workdir)
+    training = Training(config, workdir, objective, dataset, checkpoints)
+    try:
+        training.loop()
+    finally:
+        training.close()
+    say(
+        f"done: {config.train.steps} steps.\n"
+        f"  samples   {workdir.root / 'samples' / _picture_name(config.train.steps)}\n"
+        f"  curves    {workdir.root / 'curves.png'}\n"
+        f"  more      python -m deformgan.main --mode=sample --workdir={workdir.root} --num=64"
+        " --out=OUT"
+    )
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` for settings that cannot work, before anything is read or compiled."""
+    pipeline.check(config.data)
+    parallel.check_batch(config.train.batch_size)
+    for key in ("train.steps", "train.steps_per_call", "log.every", "log.pictures"):
+        block, name = key.split(".")
+        if config[block][name] < 1:
+            raise UserError(f"{key}: {config[block][name]}; give 1 or more")
+    if config.checkpoint.every < 1 or config.checkpoint.keep < 1:
+        raise UserError("checkpoint.every, checkpoint.keep: give 1 or more")
+    if config.train.steps % config.train.steps_per_call:
+        raise UserError(
+            f"train.steps: {config.train.steps} is no multiple of train.steps_per_call"
+            f" {config.train.steps_per_call}"
+        )
+    if not 0 <= config.optimiser.ema_decay < 1:
+        raise UserError(f"optimiser.ema_decay: {config.optimiser.ema_decay} is not in [0, 1)")
+
+
+def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Dataset:
+    """Reads, screens, splits and scales the data; writes what was found to the workdir."""
+    frames = pipeline.read(config.data)
+    screened = screen(frames, config.data, workdir)
+    dataset = pipeline.build(screened, config.data, config.source)
+    counts = ", ".join(
+        f"{len(members)} {name}" for name, members in dataset.split.items() if isinstance(members, list)
+    )
+    say(f"frames: {counts}; source image {dataset.source.name}; {dataset.scaling.clipped:.2%} clipped")
+    if parallel.is_main():
+        workdir.write_json("split.json", dataset.split)
+    return dataset
+
+
+def screen(
+    frames: pipeline.Frames, config: ml_collections.ConfigDict, workdir: Workdir
+) -> pipeline.Frames:
+    """Screens frames, says what was found, writes `screening.csv` and a picture of the flagged."""
+    if frames.skipped:
+        say(f"data.path: {frames.skipped}")
+    screened = screening.screen(frames, config)
+    if screened.rows and parallel.is_main():
+        say(screening.summary(screened))
+        screening.write_csv(screened.rows, workdir.local / "screening.csv")
+        if screened.flagged:
+            file = workdir.local / "screening.png"
+            report.thumbnails(file, frames, screened.rows, screened.flagged)
+            say(f"  see {workdir.root / 'screening.csv'} and screening.png")
+    return screened.kept
+
+
+class Training:
+    """A run in progress: its state, its feed, its outputs."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Workdir,
+        objective: Objective,
+        dataset: pipeline.Dataset,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.config, self.workdir, self.checkpoints = config, workdir, checkpoints
+        self.objective = objective
+        process, processes = parallel.process()
+        batch_size = config.train.batch_size
+        feed = pipeline.make_feed(
+            dataset, batch_size, config.seed, process=process, processes=processes
+        )
+        optimisers = optim.make(config.optimiser)
+        constants = objective.fit(dataset)
+        state = initial_state(objective, optimisers, constants, config.seed)
+        self.meta: dict[str, Any] = {
+            "version": __version__,
+            "config": to_json(config),
+            "scaling": dataset.scaling.to_json(),
+            "geometry": dataclasses.asdict(dataset.geometry),
+            "source": dataset.source.name,
+        }
+        if checkpoints.latest() is not None:
+            state, _ = checkpoints.restore(state)
+            say(f"resuming from step {int(state.step)}")
+        self.step = int(state.step)
+        self.state: TrainState = parallel.replicate(state)
+        self.constants: Constants = parallel.replicate(constants)
+        self.resident = parallel.replicate(feed.resident)
+        self.positions = parallel.positions(batch_size)
+        self.stream = feed.stream(self.step) if feed.stream else None
+        self.call = parallel.pmap(make_step(objective, optimisers, feed, config), axis_name=AXIS)
+        held_out = dataset.validation if len(dataset.validation) > 1 else dataset.train
+        count = min(len(held_out), 512)
+        self.real = np.stack([held_out[i] for i in range(count)])
+        self.source = dataset.source.image
+        self.watch = _watcher(objective, self.real, config.seed)
+        self.log = Log(workdir, start=self.step, total=config.train.steps)
+
+    def loop(self) -> None:
+        """Trains to the last step, logging, saving and drawing when each is due."""
+        config, steps = self.config, self.config.train.steps_per_call
+        say("compiling the train step (seconds; minutes for large models) ...")
+        pending: list[tuple[int, Any]] = []
+        first = self.step
+        with self.log.progress(), _Signals() as signals:
+            while self.step < config.train.steps:
+                fed = self._fed(steps)
+                self.state, metrics = self.call(
+                    self.state, self.constants, self.resident, fed, self.positions
+                )
+                pending.append((self.step, metrics))
+                before, self.step = self.step, self.step + steps
+                if before == first:
+                    jax.block_until_ready(metrics)
+                    self.log.restart_clock()
+                last = self.step == config.train.steps
+                stop = signals.received or self._preempted()
+
+                def due(every: int, before: int = before, always: bool = last) -> bool:
+                    return always or self.step // every > before // every
+
+                save, draw = due(config.checkpoint.every) or stop, due(config.log.pictures)
+                if due(config.log.every) or save or draw:
+                    values = self._collect(pending)
+                    samples, health = self.watch(self.state.ema, self.constants)
+                    health = {name: float(value) for name, value in health.items()}
+                    self.log.write(self.step, values | health)
+                    if draw:
+                        self._draw(samples)
+                    if save:
+                        self.checkpoints.save(self.state, self.constants, self._meta(), health)
+                    self.workdir.publish()
+                if stop and not last:
+                    self.checkpoints.wait()
+                    raise Interrupted(
+                        f"stopped at step {self.step} and saved; the same command goes on from"
+                        " there",
+                        code=128 + (signals.received or signal.SIGTERM),
+                    )
+        self.checkpoints.wait()
+
+    def close(self) -> None:
+        """Ends the log, the checkpoint threads and the workdir's copy."""
+        self.log.close()
+        self.checkpoints.close()
+        self.workdir.close()
+
+    def _fed(self, steps: int) -> Any:
+        """What is fed to the devices for the next call, `[devices, steps, b, ...]`."""
+        if self.stream is None:
+            return {}
+        batches = [next(self.stream) for _ in range(steps)]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+        return parallel.shard(stacked, axis=1)
+
+    def _collect(self, pending: list[tuple[int, Any]]) -> dict[str, float]:
+        """Means of the metrics since the last time; stops at the first that is not finite."""
+        series: dict[str, list[float]] = {}
+        for before, metrics in pending:
+            for name, values in jax.device_get(metrics).items():
+                bad = np.flatnonzero(~np.isfinite(values))
+                if len(bad):
+                    raise RunError(
+                        f"step {before + int(bad[0]) + 1}: {name} is {values[bad[0]]}; training"
+                        f" stopped. The last good checkpoint is step {self.checkpoints.latest()}."
+                        " Lower optimiser.*.learning_rate, or raise loss.r1"
+                    )
+                series.setdefault(name, []).extend(float(v) for v in values)
+        pending.clear()
+        return {name: float(np.mean(values)) for name, values in series.items()}
+
+    def _meta(self) -> dict[str, Any]:
+        return self.meta | {"data": {"next_index": self.step}}
+
+    def _draw(self, samples: Samples) -> None:
+        if not parallel.is_main():
+            return
+        file = self.workdir.local / "samples" / _picture_name(self.step)
+        report.sample_grid(file, jax.device_get(samples), self.real, self.source)
+        report.curves(self.workdir.local / "curves.png", self.log.records)
+
+    def _preempted(self) -> bool:
+        return self.checkpoints.preempted(self.step) if parallel.process()[1] > 1 else False
+
+
+def _watcher(objective: Objective, real: np.ndarray, seed: int) -> Any:
+    """(generator variables, constants) -> samples of fixed latents, and their health."""
+    key = jax.random.key(seed)
+    keys = example_keys(key, 0, Purpose.SAMPLE, jnp.arange(_MONITORED))
+    images = jnp.asarray(real)
+
+    @jax.jit
+    def watch(variables: Any, constants: Constants) -> tuple[Samples, dict[str, jax.Array]]:
+        samples = objective.sample(variables, constants, keys)
+        distance = sliced_wasserstein(key, samples.images, images)
+        return samples, objective.monitor(samples, images) | {BEST: distance}
+
+    return watch
+
+
+class _Signals:
+    """Remembers SIGTERM and Ctrl-C, so that the loop can save; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def __enter__(self) -> _Signals:
+        # Of several processes only some get a signal: there orbax agrees on a step to stop at.
+        wanted = [signal.SIGINT, signal.SIGTERM] if parallel.process()[1] == 1 else []
+        self._before = {number: signal.signal(number, self._receive) for number in wanted}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+        say("\nstopping: finishing this step and saving (press again to stop at once) ...")
+
+
+def _picture_name(step: int) -> str:
+    return f"step_{step:08d}.png"

@@ -1,0 +1,141 @@
+"""The folder of a run: its config, its place on disk or in a bucket, what may change on resuming.
+
+`config.json`, `checkpoints/<step>/`, `metrics.jsonl`, `samples/`, `screening.csv`, `split.json` and
+TensorBoard events. Files are written to `local`; for a bucket that is a temporary folder which
+`publish` copies from, since files in a bucket cannot be appended to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from deformgan.errors import UserError
+
+# Settings that do not change what is computed, only how far, how fast and what is written of it.
+_FREE = ("train.steps", "train.steps_per_call", "log.", "checkpoint.", "data.memory_mib")
+
+
+class Workdir:
+    """A run's folder, made and found writable, or `UserError`."""
+
+    def __init__(self, path: str, *, create: bool) -> None:
+        self.root = epath.Path(path)
+        self._remote = "://" in path
+        self._sent: dict[Path, int] = {}
+        try:
+            if create:
+                self.root.mkdir(parents=True, exist_ok=True)
+            if self._remote:
+                self.local = Path(tempfile.mkdtemp(prefix="deformgan-"))
+                self._fetch(("config.json", "metrics.jsonl"))
+            else:
+                self.local = Path(path)
+            if create:
+                probe = self.local / f".writable-{os.getpid()}"
+                probe.write_text("")
+                probe.unlink()
+                (self.local / "samples").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"workdir: cannot write to {path} ({error.strerror or error}); choose another with"
+                " --workdir=DIR"
+            ) from error
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Where orbax keeps one folder a step."""
+        return self.root / "checkpoints"
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes `value` whole or not at all."""
+        write_atomically(self.local / name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    def publish(self) -> None:
+        """Copies what is new or longer to the bucket; nothing to do on a disk."""
+        if not self._remote:
+            return
+        for file in self.local.rglob("*"):
+            if file.is_file() and self._sent.get(file) != file.stat().st_mtime_ns:
+                target = self.root / str(file.relative_to(self.local))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._sent[file] = file.stat().st_mtime_ns
+                target.write_bytes(file.read_bytes())
+
+    def config(self) -> ml_collections.ConfigDict:
+        """The config this run was started with."""
+        file = self.local / "config.json"
+        if not file.is_file():
+            raise UserError(
+                f"workdir: {self.root} holds no run (no config.json); give the folder of a trained"
+                " run with --workdir=DIR"
+            )
+        return ml_collections.ConfigDict(json.loads(file.read_text()))
+
+    def claim(self, config: ml_collections.ConfigDict) -> None:
+        """Records the config of a new run, or checks that this one goes on with the old.
+
+        Raises:
+          UserError: listing the keys that differ and may not.
+        """
+        file = self.local / "config.json"
+        if file.is_file():
+            self.check_same(config)
+        self.write_json("config.json", to_json(config))
+
+    def check_same(self, config: ml_collections.ConfigDict) -> None:
+        """Raises `UserError` unless `config` computes the same as the run in this folder."""
+        old, new = flat(to_json(self.config())), flat(to_json(config))
+        missing = "(absent)"
+        changed = [
+            f"{key} was {old.get(key, missing)!r}, now {new.get(key, missing)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key, missing) != new.get(key, missing) and not key.startswith(_FREE)
+        ]
+        if changed:
+            raise UserError(
+                f"workdir: {self.root} holds a run with other settings ({'; '.join(changed)}); set"
+                " them back to go on with it, or choose another --workdir=DIR"
+            )
+
+    def _fetch(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if (self.root / name).exists():
+                (self.local / name).write_bytes((self.root / name).read_bytes())
+
+    def close(self) -> None:
+        """Publishes what is left and removes the temporary folder of a bucket."""
+        self.publish()
+        if self._remote:
+            shutil.rmtree(self.local, ignore_errors=True)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Writes a file that is either the old one or the new one, whenever the process dies."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(file)
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A config as JSON gives it back: tuples as lists."""
+    plain: dict[str, Any] = json.loads(config.to_json())
+    return plain
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
