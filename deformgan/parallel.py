@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -12,21 +14,38 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deformgan.errors import UserError
 
-# Set by Cloud TPU, Slurm and Open MPI where a job runs on several hosts.
-_SEVERAL_HOSTS = ("TPU_WORKER_HOSTNAMES", "SLURM_STEP_NODELIST", "JAX_COORDINATOR_ADDRESS")
+_COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_MALLOPT = {-1: 2**31 - 1, -2: 2**28, -3: 2**30}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
 
 
 def initialize() -> None:
-    """Joins the other processes of this job where it runs on several hosts."""
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    slurm = os.environ.get("SLURM_NTASKS", "1")
-    if "," in workers or int(slurm) > 1:
+    """Joins the other processes of this job where it runs on several hosts.
+
+    These are found on Cloud TPU pods and under Slurm by themselves, elsewhere by the variables
+    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    if jax.distributed.is_initialized():
+        return
+    if all(name in os.environ for name in _COORDINATOR):
+        address, count, index = (os.environ[name] for name in _COORDINATOR)
+        jax.distributed.initialize(address, int(count), int(index))
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or _slurm_tasks() > 1:
         jax.distributed.initialize()
-    elif "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
+
+
+def _slurm_tasks() -> int:
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+
+
+def keep_memory() -> None:
+    """Tells glibc to keep the memory of one train step for the next.
+
+    By default it gives large blocks back to the kernel after every operation, which costs a CPU
+    step a quarter of its time in page faults (`benchmarks/worm_step.py --return_memory`).
+    """
+    if jax.default_backend() == "cpu" and platform.libc_ver()[0] == "glibc":
+        for parameter, value in _MALLOPT.items():
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def is_main() -> bool:

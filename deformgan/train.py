@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ from deformgan.step import Purpose, example_keys, initial_state, make_step
 from deformgan.workdir import Workdir, to_json
 
 _MONITORED = 64  # samples from fixed latents that collapse is watched on
+_SHOWN = 7  # the first of them, in pictures
 
 
 def run(config: ml_collections.ConfigDict, path: str) -> None:
@@ -37,6 +40,7 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
     parallel.initialize()
+    parallel.keep_memory()
     check(config)
     workdir = Workdir(path, create=True)
     workdir.claim(config)
@@ -158,7 +162,7 @@ class Training:
         count = min(len(held_out), 512)
         self.real = np.stack([held_out[i] for i in range(count)])
         self.source = dataset.source.image
-        self.watch = _watcher(objective, self.real, config.seed)
+        self.watch, self.show = watchers(objective, self.real, config.seed)
         self.log = Log(workdir, start=self.step, total=config.train.steps)
 
     def loop(self) -> None:
@@ -187,11 +191,11 @@ class Training:
                 save, draw = due(config.checkpoint.every) or stop, due(config.log.pictures)
                 if due(config.log.every) or save or draw:
                     values = self._collect(pending)
-                    samples, health = self.watch(self.state.ema, self.constants)
+                    health = self.watch(self.state.ema, self.constants)
                     health = {name: float(value) for name, value in health.items()}
                     self.log.write(self.step, values | health)
                     if draw:
-                        self._draw(samples)
+                        self._draw()
                     if save:
                         self.checkpoints.save(self.state, self.constants, self._meta(), health)
                     self.workdir.publish()
@@ -237,9 +241,10 @@ class Training:
     def _meta(self) -> dict[str, Any]:
         return self.meta | {"data": {"next_index": self.step}}
 
-    def _draw(self, samples: Samples) -> None:
+    def _draw(self) -> None:
         if not parallel.is_main():
             return
+        samples = self.show(self.state.ema, self.constants)
         file = self.workdir.local / "samples" / _picture_name(self.step)
         report.sample_grid(file, jax.device_get(samples), self.real, self.source)
         report.curves(self.workdir.local / "curves.png", self.log.records)
@@ -248,19 +253,26 @@ class Training:
         return self.checkpoints.preempted(self.step) if parallel.process()[1] > 1 else False
 
 
-def _watcher(objective: Objective, real: np.ndarray, seed: int) -> Any:
-    """(generator variables, constants) -> samples of fixed latents, and their health."""
-    key = jax.random.key(seed)
-    keys = example_keys(key, 0, Purpose.SAMPLE, jnp.arange(_MONITORED))
-    images = jnp.asarray(real)
+def watchers(
+    objective: Objective, real: np.ndarray, seed: int
+) -> tuple[Callable[..., dict[str, jax.Array]], Callable[..., Samples]]:
+    """Two functions of (generator variables, constants): the health of fixed latents, and a few.
+
+    The health has the objective's own measures and the distance that checkpoints are chosen by.
+    """
+    key, images = jax.random.key(seed), jnp.asarray(real)
+
+    def sample(variables: Any, constants: Constants, count: int) -> Samples:
+        keys = example_keys(key, 0, Purpose.SAMPLE, jnp.arange(count))
+        return objective.sample(variables, constants, keys)
 
     @jax.jit
-    def watch(variables: Any, constants: Constants) -> tuple[Samples, dict[str, jax.Array]]:
-        samples = objective.sample(variables, constants, keys)
+    def watch(variables: Any, constants: Constants) -> dict[str, jax.Array]:
+        samples = sample(variables, constants, _MONITORED)
         distance = sliced_wasserstein(key, samples.images, images)
-        return samples, objective.monitor(samples, images) | {BEST: distance}
+        return objective.monitor(samples, images) | {BEST: distance}
 
-    return watch
+    return watch, jax.jit(functools.partial(sample, count=_SHOWN))
 
 
 class _Signals:

@@ -115,15 +115,18 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def _stretches(names: list[str], recordings: list[str]) -> list[str]:
-    """Cuts each recording where the last number in its frames' names makes a long jump."""
+    """Cuts each recording where its frames' number makes a long jump.
+
+    Names with several numbers that change (a time and a place, say) tell no order: left whole.
+    """
     out: list[str] = []
     for recording in dict.fromkeys(recordings):
         members = [n for n, r in zip(names, recordings, strict=True) if r == recording]
-        digits = [re.findall(r"\d+", n) for n in members]
-        numbers = np.array([int(d[-1]) if d else 0 for d in digits], np.float64)
-        steps = np.diff(numbers)
-        usual = np.median(steps) if len(steps) else 0.0
-        cuts = np.abs(steps) > _LONG_PAUSE * max(usual, 1.0)
+        numbers = [[int(d) for d in re.findall(r"\d+", n)] for n in members]
+        aligned = len({len(n) for n in numbers}) == 1
+        changing = [c for c in zip(*numbers, strict=True) if len(set(c)) > 1] if aligned else []
+        steps = np.abs(np.diff(changing[0])) if len(changing) == 1 else np.zeros(len(members) - 1)
+        cuts = steps > _LONG_PAUSE * max(float(np.median(steps)) if len(steps) else 0.0, 1.0)
         stretch = np.concatenate([[0], np.cumsum(cuts)]).astype(int)
         out += [f"{recording}/{s}" if cuts.any() else recording for s in stretch]
     return out

@@ -14,18 +14,19 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 from deformgan.data.frames import Frames
 from deformgan.errors import UserError
 
 MODES = ("off", "report", "drop")
 _SATURATED = 0.25  # share of pixels at the set's maximum
-_STRIPE = 0.5  # a whole line off by this much of the frame's own range
+_STRIPE = 0.6  # nearly a whole line off by this much of the range; real sets stay below 0.45
 _BORDER = 0.05  # a dead margin of this share of the frame's side ...
 _USUAL_BORDER = 0.02  # ... in a set whose frames have none wider than this
 _EMPTY = 0.05  # spread below this share of the set's median spread
-_OUTLIER = 12.0  # robust z-score; real recordings of moving worms stay below 8
+_OUTLIER = 6.0  # robust standard deviations; real sets of moving worms and cells stay below 4
+_NEIGHBOUR = 3  # an outlier is that far from its third nearest frame: a minority is no fault
 _FEWEST_FOR_OUTLIERS = 8
 
 
@@ -45,7 +46,8 @@ class Row:
       saturated: share of pixels at the set's brightest value.
       stripe: largest deviation of a whole row or column from its neighbours, of the frame's range.
       border: width of the constant margin, of the frame's side.
-      outlier: largest robust z-score among mean, spread, brightest percentile and sharpness.
+      outlier: distance to its third nearest frame in mean, spread, brightest percentile and
+        sharpness, the largest of them in robust standard deviations.
       detail: what the frame duplicates, or the usual size.
     """
 
@@ -164,7 +166,7 @@ def _scored(frames: Frames, *, drop: bool) -> list[Row]:
     top = max(float(image.max()) for image in images)
     scores = np.array([_scores(image, top) for image in images])  # [N, 7]
     usual = collections.Counter(image.shape[:2] for image in images).most_common(1)[0][0]
-    outlier = _robust_z(scores[:, [0, 1, 5, 6]]).max(axis=1)
+    outlier = _isolation(scores[:, [0, 1, 5, 6]])
     median_spread, margin = np.median(scores[:, 1]), np.median(scores[:, 4])
     first: dict[bytes, str] = {}
     rows = []
@@ -212,15 +214,18 @@ def _scores(image: np.ndarray, top: float) -> tuple[float, ...]:
     bright = float(np.percentile(grey, 99.5))
     reach = bright - float(np.median(grey))
     sharp = float(np.abs(ndimage.laplace(grey)).mean()) / (float(grey.std()) or 1.0)
-    stripe = max(_stripe(np.median(grey, axis)) for axis in (0, 1)) / reach if reach > 0 else 0.0
+    stripe = max(_stripe(grey), _stripe(grey.T)) / reach if reach > 0 else 0.0
     saturated = float((image >= top).mean()) if top > image.min() else 0.0
     return float(grey.mean()), float(grey.std()), saturated, stripe, _margin(grey), bright, sharp
 
 
-def _stripe(profile: np.ndarray) -> float:
-    """How far a line's median stands out from those around it, a band of lines included."""
-    around = ndimage.median_filter(profile, size=max(3, len(profile) // 4), mode="nearest")
-    return float(np.abs(profile - around).max())
+def _stripe(grey: np.ndarray) -> float:
+    """How far a row stands out from those around it over nearly all its length, a band included."""
+    dim, bright = np.percentile(grey, (10, 90), axis=1)  # a process that crosses a row moves neither
+    size = max(5, len(grey) // 14)  # wide enough for a band, narrow beside a cell
+    brighter = dim - ndimage.median_filter(dim, size=size, mode="nearest")
+    darker = ndimage.median_filter(bright, size=size, mode="nearest") - bright
+    return float(max(brighter.max(), darker.max()))
 
 
 def _margin(grey: np.ndarray) -> float:
@@ -234,9 +239,12 @@ def _margin(grey: np.ndarray) -> float:
     return widest
 
 
-def _robust_z(values: np.ndarray) -> np.ndarray:
-    """Distance from the median in robust standard deviations, each column on its own."""
-    centred = np.abs(values - np.median(values, axis=0))
-    scale = 1.4826 * np.median(centred, axis=0)
-    floor = 0.02 * np.abs(np.median(values, axis=0)) + 1e-12  # sets without any spread
-    return centred / np.maximum(scale, floor)
+def _isolation(values: np.ndarray) -> np.ndarray:
+    """`[N]` distance of each row to its third nearest other row, columns in robust units."""
+    median = np.median(values, axis=0)
+    scale = 1.4826 * np.median(np.abs(values - median), axis=0)
+    scale = np.maximum(scale, 0.02 * np.abs(median) + 1e-12)  # sets without any spread
+    count = min(_NEIGHBOUR, len(values) - 1) + 1  # the nearest row is the row itself
+    scaled = values / scale
+    distances, _ = spatial.KDTree(scaled).query(scaled, k=[count], p=np.inf)
+    return distances[:, 0]
