@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import tifffile
 
-from deformgan import __version__
+from deformgan import __version__, parallel
 from deformgan.checkpoint import Checkpoints
 from deformgan.data.scaling import Scaling
 from deformgan.errors import UserError, choose, resolve
@@ -52,6 +52,7 @@ def run(
     Raises:
       UserError: if there is no checkpoint, or the output folder is in use.
     """
+    parallel.keep_compilations()
     choose("format", form, FORMATS)
     if num < 1:
         raise UserError(f"num: {num}; sample 1 image or more")

@@ -128,7 +128,7 @@ def _update(
 ) -> tuple[Params, Params, jax.Array]:
     grads = lax.pmean(grads, AXIS)
     updates, opt = optimiser.update(grads, opt, params)
-    return optax.apply_updates(params, updates), opt, optax.global_norm(grads)
+    return optax.apply_updates(params, updates), opt, optax.tree.norm(grads)
 
 
 def make_step(

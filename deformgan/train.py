@@ -40,6 +40,7 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
       Interrupted: on SIGTERM or Ctrl-C, after saving.
     """
     parallel.initialize()
+    parallel.keep_compilations()
     parallel.keep_memory()
     check(config)
     workdir = Workdir(path, create=True)

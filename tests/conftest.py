@@ -2,19 +2,23 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 # Before jax is imported. NPROC: on jax 0.10 collectives of virtual devices need spare threads.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("MPLBACKEND", "agg")
+# Programs are compiled once a session, in whichever process needs them first.
+cache = tempfile.TemporaryDirectory(prefix="deformgan-xla-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the configs of this checkout
 
 import jax
 import pytest
 from absl import flags
 
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags
 

@@ -24,10 +24,10 @@ CLEAN_SETS = ("random_ellipses", "rotated_ellipses", "deformed_ellipses", "neuri
 NOISES = ("gaussian_low", "gaussian_high", "gaussian_very_high", "poisson", "speckle")
 SETS = CLEAN_SETS + NOISES
 
-_CENTRES = jnp.array([[-0.36, -0.16], [0.36, 0.18]])  # (x, y) of the two somata
-_SEMI_AXES = jnp.array([[0.27, 0.15], [0.21, 0.115]])
-_BRIGHTNESS = jnp.array([1.0, 0.72])
-_CANONICAL_ANGLES = jnp.array([0.6, 2.2])  # radians
+_CENTRES = np.array([[-0.36, -0.16], [0.36, 0.18]], np.float32)  # (x, y) of the two somata
+_SEMI_AXES = np.array([[0.27, 0.15], [0.21, 0.115]], np.float32)
+_BRIGHTNESS = np.array([1.0, 0.72], np.float32)
+_CANONICAL_ANGLES = np.array([0.6, 2.2], np.float32)  # radians
 _SIGMA = {"gaussian_low": 0.05, "gaussian_high": 0.15, "gaussian_very_high": 0.30}
 _PHOTONS = 30.0  # at full scale
 _SPECKLE = 0.35  # standard deviation of the multiplicative noise
@@ -138,10 +138,10 @@ def to_frame(truth: Truth) -> Frame:
 def _pose(key: jax.Array, name: str, canonical: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     where, how_large, turn = jax.random.split(key, 3)
     if canonical:
-        return _CENTRES, _SEMI_AXES, _CANONICAL_ANGLES
-    angles = jax.random.uniform(turn, (2,), maxval=jnp.pi)
+        return jnp.asarray(_CENTRES), jnp.asarray(_SEMI_AXES), jnp.asarray(_CANONICAL_ANGLES)
+    angles = jax.random.uniform(turn, (2,), maxval=np.pi)
     if name != "random_ellipses":
-        return _CENTRES, _SEMI_AXES, angles
+        return jnp.asarray(_CENTRES), jnp.asarray(_SEMI_AXES), angles
     low, high = jnp.array([[0.15, 0.09]]), jnp.array([[0.28, 0.16]])
     axes = low + (high - low) * jax.random.uniform(how_large, (2, 2))
     return jax.random.uniform(where, (2, 2), minval=-0.6, maxval=0.6), axes, angles
@@ -176,7 +176,7 @@ def _neurites(
       shapes `[2, H, W]` in [0, 1], the same times their brightness, and points `[2, P, 2]` (x, y).
     """
     axis = _CENTRES[1] - _CENTRES[0]
-    normal = jnp.array([-axis[1], axis[0]]) / jnp.linalg.norm(axis)
+    normal = np.array([-axis[1], axis[0]]) / np.linalg.norm(axis)
 
     def one(key: jax.Array, side: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         keys = jax.random.split(key, 5)
