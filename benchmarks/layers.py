@@ -42,7 +42,9 @@ def plain_warp(source, displacement):
 
 def report(name, plain, fast, *args):
     slow, quick = seconds(plain, *args), seconds(fast, *args)
-    print(f"{name:34s} plain {slow * 1e3:8.2f} ms  fast {quick * 1e3:8.2f} ms  {slow / quick:5.2f}x")
+    print(
+        f"{name:34s} plain {slow * 1e3:8.2f} ms  fast {quick * 1e3:8.2f} ms  {slow / quick:5.2f}x"
+    )
 
 
 def main():
@@ -51,14 +53,28 @@ def main():
     batch = parser.parse_args().batch
     key = jax.random.key(0)
     print(f"{jax.default_backend()}, batch {batch}")
-    for size, inputs, outputs in ((128, 1, 4), (64, 4, 8), (32, 8, 16), (16, 16, 32), (8, 32, 64),
-                                  (32, 64, 128), (16, 128, 256)):
+    for size, inputs, outputs in (
+        (128, 1, 4),
+        (64, 4, 8),
+        (32, 8, 16),
+        (16, 16, 32),
+        (8, 32, 64),
+        (32, 64, 128),
+        (16, 128, 256),
+    ):
         x = jax.random.normal(key, (batch, size, size, inputs))
         kernel = jax.random.normal(key, (4, 4, inputs, outputs))
         name = f"strided    {inputs:3d}->{outputs:3d} from {size:3d}"
         report(name, layers._strided_plain, layers.strided_conv, x, kernel)
-    for size, inputs, outputs in ((4, 64, 32), (8, 32, 16), (16, 16, 8), (32, 8, 4), (64, 4, 2),
-                                  (16, 128, 64), (8, 256, 128)):
+    for size, inputs, outputs in (
+        (4, 64, 32),
+        (8, 32, 16),
+        (16, 16, 8),
+        (32, 8, 4),
+        (64, 4, 2),
+        (16, 128, 64),
+        (8, 256, 128),
+    ):
         x = jax.random.normal(key, (batch, size, size, inputs))
         kernel = jax.random.normal(key, (inputs, 4, 4, outputs))
         name = f"transposed {inputs:3d}->{outputs:3d} from {size:3d}"

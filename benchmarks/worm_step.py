@@ -43,14 +43,14 @@ def main():
     config = worms.get_config()
     config.train.batch_size = arguments.batch
     config.data.count = 2 * arguments.batch
-    dataset = pipeline.build(pipeline.read(config.data), config.data, config.source)
+    dataset = pipeline.build(pipeline.open_frames(config.data), config.data, config.source)
     objective, optimisers = deform.create(config), optim.make(config.optimiser)
     constants = objective.fit(dataset)
     positions = parallel.positions(config.train.batch_size)
     feed = pipeline.make_feed(dataset, config.train.batch_size, 0, process=0, processes=1)
     print(f"{parallel.describe()}, batch {config.train.batch_size}")
 
-    call = parallel.pmap(make_step(objective, optimisers, feed, config), axis_name=AXIS)
+    call = parallel.map_devices(make_step(objective, optimisers, feed, config), axis_name=AXIS)
     resident = parallel.replicate(feed.resident)
     state = parallel.replicate(initial_state(objective, optimisers, constants, 0))
 

@@ -7,6 +7,7 @@ scaling and the position in the data.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -60,6 +61,13 @@ class Checkpoints:
         """The newest complete step, or None."""
         step: int | None = self._manager.latest_step()
         return step
+
+    def last_complete(self) -> str:
+        """In words, what of this run is safely on disk; looks there, not at what was asked for."""
+        steps = [int(p.name) for p in self._folder.iterdir() if p.name.isdigit()]
+        return (
+            f"The last complete checkpoint is step {max(steps)}" if steps else "None was complete"
+        )
 
     def save(
         self,
@@ -132,14 +140,15 @@ class Checkpoints:
         return bool(self._manager.reached_preemption(step))
 
     def close(self) -> None:
-        """Waits and lets go of the threads."""
-        self._manager.close()
+        """Waits and lets go of the threads; a failed write has been raised by `save` or `wait`."""
+        with contextlib.suppress(OSError, ValueError):
+            self._manager.close()
 
     def _failed(self, step: int | None, error: Exception) -> RunError:
         return RunError(
             f"checkpoint: writing step {step} to {self._folder} failed"
             f" ({' '.join(str(error).split())[:200]}); free some space or choose another --workdir."
-            f" The last complete checkpoint is step {self.latest()}"
+            f" {self.last_complete()}"
         )
 
 

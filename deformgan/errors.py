@@ -15,6 +15,8 @@ class UserError(Exception):
     what to do.
     """
 
+    code = 2
+
 
 def choose(key: str, name: str, choices: tuple[str, ...]) -> str:
     """Returns `name` if it is one of `choices`; else raises a `UserError` that lists them."""
@@ -54,6 +56,8 @@ def require_shape(name: str, array: Any, wanted: tuple[int | None, ...]) -> None
 
 class RunError(Exception):
     """A run that cannot go on; `main` prints it on one line and exits with code 1."""
+
+    code = 1
 
 
 class Interrupted(Exception):

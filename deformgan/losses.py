@@ -55,9 +55,7 @@ def hinge_embedding(real: jax.Array, fake: jax.Array, margin: float = 1.0) -> Ad
     Δ = `margin`, so the generator minimises x on fakes. Real is what lies nearer to -1 than to Δ.
     """
     threshold = (margin - 1) / 2
-    return Adversarial(
-        real + relu(margin - fake), fake, real < threshold, fake >= threshold
-    )
+    return Adversarial(real + relu(margin - fake), fake, real < threshold, fake >= threshold)
 
 
 def hinge(real: jax.Array, fake: jax.Array) -> Adversarial:

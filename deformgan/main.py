@@ -6,7 +6,9 @@ first line appears at once.
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -33,6 +35,21 @@ def default_workdir(config_file: str) -> str:
     return str(Path("runs") / "-".join([Path(file).stem, *filter(None, variants.split(","))]))
 
 
+def hush_writers() -> None:
+    """Keeps the threads that write checkpoints and events from printing tracebacks of their own.
+
+    A failed write is raised in the main thread by the next save; TensorStore's other writes then
+    find their event loop closed, and say so through these hooks, many at a time.
+    """
+    usual, usual_thread = sys.unraisablehook, threading.excepthook
+
+    def expected(error: BaseException | None) -> bool:
+        return isinstance(error, OSError) or str(error) == "Event loop is closed"
+
+    sys.unraisablehook = lambda e: None if expected(e.exc_value) else usual(e)
+    threading.excepthook = lambda e: None if expected(e.exc_value) else usual_thread(e)
+
+
 def run(argv: list[str]) -> None:
     """Dispatches to the mode."""
     if len(argv) > 1:
@@ -48,7 +65,12 @@ def run(argv: list[str]) -> None:
         from deformgan import sample
 
         sample.run(
-            path, config, num=NUM.value, out=OUT.value, form=FORMAT.value, seed=SEED.value,
+            path,
+            config,
+            num=NUM.value,
+            out=OUT.value,
+            form=FORMAT.value,
+            seed=SEED.value,
             step=STEP.value,
         )
     elif MODE.value == "prepare":
@@ -63,12 +85,15 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Turns what a user can mend into one line and an exit code; anything else is a traceback."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # errors reach the user through what is raised
     try:
         run(argv)
-    except (UserError, RunError, Interrupted) as error:
+    except (UserError, Interrupted) as error:
         print(f"deformgan: {error}", file=sys.stderr)
-        return {UserError: 2, RunError: 1}.get(type(error)) or error.code
+        return error.code
+    except RunError as error:
+        print(f"deformgan: {error}", file=sys.stderr, flush=True)
+        os._exit(error.code)  # threads that write to the same full disk would print tracebacks
     except KeyboardInterrupt:
         print("deformgan: interrupted before anything could be saved", file=sys.stderr)
         return 130
@@ -76,13 +101,25 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's parser, with one line and exit code 2 for a flag or key that does not exist."""
+    """Parses flags; one that does not exist, or a bad config, is one line and exit code 2."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as error:
-        print(f"deformgan: {' '.join(str(error).split())}", file=sys.stderr)
+        left = flags.FLAGS(argv)
+        if flags.FLAGS.config is not None:
+            flags.FLAGS.config.to_dict()  # a config that could not be loaded raises only when used
+        return left
+    except (
+        flags.Error,
+        AttributeError,
+        ImportError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as e:
+        print(f"deformgan: {' '.join(str(e).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
+    hush_writers()
     app.run(main, flags_parser=parse)

@@ -107,7 +107,7 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def pmap(step: Callable[..., Any], *, axis_name: str) -> Callable[..., Any]:
+def map_devices(step: Callable[..., Any], *, axis_name: str) -> Callable[..., Any]:
     """Maps a train step over the devices.
 
     `step(state, constants, resident, fed, positions)`: the last two have a leading axis of local

@@ -18,7 +18,7 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
     """
     pipeline.check(config.data)
     workdir = Workdir(path, create=True)
-    frames = screen(pipeline.read(config.data), config.data, workdir)
+    frames = screen(pipeline.open_frames(config.data), config.data, workdir)
     depth = pipeline.survey(frames, config.data)
     split, _ = pipeline.split_frames(frames, config.data)
     target = tfds.write(frames, split, depth, str(workdir.root / "dataset"), "frames")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def sample_grid(file: Path, samples: Samples, real: np.ndarray, source: np.ndarr
     if rows == 3:
         field = np.asarray(samples.fields["displacement"][: _COLUMNS - 1])
         field = np.concatenate([np.zeros_like(field[:1]), field])
-        folds = np.asarray(jacobian_determinant(field)) < 0
+        folds = np.asarray(jacobian_determinant(jnp.asarray(field))) < 0
         for column in range(_COLUMNS):
             _mesh(axes[2, column], field[column], folds[column])
     figure.savefig(file, dpi=110)
@@ -111,4 +112,6 @@ def _mesh(axis: Axes, displacement: np.ndarray, folds: np.ndarray) -> None:
     if folds.any():
         shown = np.where(folds, 1.0, np.nan)
         axis.imshow(shown, cmap="autumn", vmin=1, vmax=2, alpha=0.6)
-    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
+    axis.set(
+        xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[]
+    )

@@ -66,7 +66,9 @@ def run(
     scaling = Scaling.from_json(sampler.meta["scaling"])
     if form == "png" and scaling.depth.dtype == "uint16" and own.data.channels == 3:
         raise UserError("format: 16-bit colour does not fit every PNG reader; use tiff or npz")
-    folder = _output_folder(out or str(workdir.local / "samples" / f"seed_{seed}_step_{sampler.step}"))
+    folder = _output_folder(
+        out or str(workdir.local / "samples" / f"seed_{seed}_step_{sampler.step}")
+    )
     objective = resolve("objective", "deformgan.objectives", own.objective, "create").create(own)
     say(f"sampling {num} images from step {sampler.step} of {workdir.root} (compiling first) ...")
     constants = {name: jnp.asarray(value) for name, value in sampler.constants.items()}
@@ -111,14 +113,14 @@ def write(
     masks as pictures (a folder of PNG, or one stack each) and fields as `.npy`. Points go to
     `points.csv`: sample, id, row, column, status.
     """
-    images = scaling.outward(samples.images)
+    images = scaling.outward(np.asarray(samples.images))
     arrays: dict[str, np.ndarray] = {k: np.asarray(v) for k, v in samples.fields.items()}
     pictures = {"images": images}
     ids = np.asarray(constants.get("ids", np.zeros(0, np.int32)))
     if "mask" in samples.labels and np.any(constants["mask"]):
         pictures["masks"] = np.asarray(samples.labels["mask"]).astype(np.uint16)
     if form == "npz":
-        np.savez_compressed(folder / "samples.npz", **pictures, **arrays)
+        np.savez_compressed(folder / "samples.npz", allow_pickle=False, **pictures, **arrays)
     else:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)

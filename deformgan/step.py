@@ -87,14 +87,14 @@ def train_step(
     params = variables.disc["params"]
     grads, (disc_metrics, stats) = jax.grad(disc_total, has_aux=True)(params)
     params, disc_opt, disc_norm = _update(optimisers.disc, grads, state.opt.disc, params)
-    variables = variables.replace(disc={"params": params, "batch_stats": stats})
+    variables = Pair(gen=variables.gen, disc={"params": params, "batch_stats": stats})
 
     params = variables.gen["params"]
     grads, aux = jax.grad(objective.gen_loss, has_aux=True)(
         params, variables, batch, constants, keys(Purpose.GEN)
     )
     params, gen_opt, gen_norm = _update(optimisers.gen, grads, state.opt.gen, params)
-    variables = variables.replace(gen={"params": params, "batch_stats": aux.stats})
+    variables = Pair(gen={"params": params, "batch_stats": aux.stats}, disc=variables.disc)
 
     metrics = lax.pmean(disc_metrics | aux.metrics, AXIS)
     metrics |= {"disc/gradient_norm": disc_norm, "gen/gradient_norm": gen_norm}
@@ -137,7 +137,7 @@ def make_step(
     feed: Feed,
     config: ml_collections.ConfigDict,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The function that `parallel.pmap` maps: `train.steps_per_call` steps in one call.
+    """The function that `parallel.map_devices` maps: `train.steps_per_call` steps in one call.
 
     Returns:
       (state, constants, resident, fed, positions) -> state, metrics `{name: [steps_per_call]}`;

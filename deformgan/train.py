@@ -44,11 +44,14 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
     parallel.keep_memory()
     check(config)
     workdir = Workdir(path, create=True)
-    workdir.claim(config)
-    objective = resolve("objective", "deformgan.objectives", config.objective, "create").create(config)
+    objective = resolve("objective", "deformgan.objectives", config.objective, "create").create(
+        config
+    )
     say(f"{parallel.describe()}; run in {workdir.root}")
     checkpoints = Checkpoints(workdir.checkpoints, keep=config.checkpoint.keep)
     start = checkpoints.latest() or 0
+    if start:
+        workdir.check_same(config)
     if start >= config.train.steps:
         say(
             f"finished: step {start} of {config.train.steps}. To go on, raise"
@@ -56,12 +59,25 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
         )
         checkpoints.close()
         return
-    dataset = load(config, workdir)
-    training = Training(config, workdir, objective, dataset, checkpoints)
+    try:
+        dataset = load(config, workdir)
+        workdir.write_json("config.json", to_json(config))
+        training = Training(config, workdir, objective, dataset, checkpoints)
+    except OSError as error:
+        raise UserError(
+            f"workdir: cannot write to {workdir.root} ({error.strerror or error}); free some space"
+            " or choose another --workdir=DIR"
+        ) from error
     try:
         training.loop()
-    finally:
         training.close()
+    except OSError as error:
+        raise RunError(
+            f"workdir: cannot write to {workdir.root} ({error.strerror or error}); free some space."
+            f" {checkpoints.last_complete()}"
+        ) from error
+    finally:
+        checkpoints.close()
     say(
         f"done: {config.train.steps} steps.\n"
         f"  samples   {workdir.root / 'samples' / _picture_name(config.train.steps)}\n"
@@ -92,13 +108,17 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Dataset:
     """Reads, screens, splits and scales the data; writes what was found to the workdir."""
-    frames = pipeline.read(config.data)
+    frames = pipeline.open_frames(config.data)
     screened = screen(frames, config.data, workdir)
     dataset = pipeline.build(screened, config.data, config.source)
     counts = ", ".join(
-        f"{len(members)} {name}" for name, members in dataset.split.items() if isinstance(members, list)
+        f"{len(members)} {name}"
+        for name, members in dataset.split.items()
+        if isinstance(members, list)
     )
-    say(f"frames: {counts}; source image {dataset.source.name}; {dataset.scaling.clipped:.2%} clipped")
+    say(
+        f"frames: {counts}; source image {dataset.source.name}; {dataset.scaling.clipped:.2%} clipped"
+    )
     if parallel.is_main():
         workdir.write_json("split.json", dataset.split)
     return dataset
@@ -149,6 +169,10 @@ class Training:
             "geometry": dataclasses.asdict(dataset.geometry),
             "source": dataset.source.name,
         }
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.ema, constants)))
+        workdir.check_space(
+            (config.checkpoint.keep + 2) * size
+        )  # the best and the one in the making
         if checkpoints.latest() is not None:
             state, _ = checkpoints.restore(state)
             say(f"resuming from step {int(state.step)}")
@@ -158,7 +182,9 @@ class Training:
         self.resident = parallel.replicate(feed.resident)
         self.positions = parallel.positions(batch_size)
         self.stream = feed.stream(self.step) if feed.stream else None
-        self.call = parallel.pmap(make_step(objective, optimisers, feed, config), axis_name=AXIS)
+        self.call = parallel.map_devices(
+            make_step(objective, optimisers, feed, config), axis_name=AXIS
+        )
         held_out = dataset.validation if len(dataset.validation) > 1 else dataset.train
         count = min(len(held_out), 512)
         self.real = np.stack([held_out[i] for i in range(count)])
@@ -192,8 +218,8 @@ class Training:
                 save, draw = due(config.checkpoint.every) or stop, due(config.log.pictures)
                 if due(config.log.every) or save or draw:
                     values = self._collect(pending)
-                    health = self.watch(self.state.ema, self.constants)
-                    health = {name: float(value) for name, value in health.items()}
+                    watched = self.watch(self.state.ema, self.constants)
+                    health = {name: float(value) for name, value in watched.items()}
                     self.log.write(self.step, values | health)
                     if draw:
                         self._draw()
@@ -210,9 +236,8 @@ class Training:
         self.checkpoints.wait()
 
     def close(self) -> None:
-        """Ends the log, the checkpoint threads and the workdir's copy."""
+        """Ends the log and, of a bucket, the local copy."""
         self.log.close()
-        self.checkpoints.close()
         self.workdir.close()
 
     def _fed(self, steps: int) -> Any:
@@ -232,7 +257,7 @@ class Training:
                 if len(bad):
                     raise RunError(
                         f"step {before + int(bad[0]) + 1}: {name} is {values[bad[0]]}; training"
-                        f" stopped. The last good checkpoint is step {self.checkpoints.latest()}."
+                        f" stopped. {self.checkpoints.last_complete()}."
                         " Lower optimiser.*.learning_rate, or raise loss.r1"
                     )
                 series.setdefault(name, []).extend(float(v) for v in values)

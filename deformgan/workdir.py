@@ -58,6 +58,16 @@ class Workdir:
         """Writes `value` whole or not at all."""
         write_atomically(self.local / name, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
+    def check_space(self, needed: int) -> None:
+        """Raises `UserError` unless the disk of this folder has `needed` bytes free."""
+        free = shutil.disk_usage(self.local).free
+        if free < needed:
+            raise UserError(
+                f"workdir: the disk of {self.root} has {free / 2**20:.1f} MiB free, but the"
+                f" checkpoints take {needed / 2**20:.1f} MiB; free some space, lower checkpoint.keep"
+                " or choose another --workdir=DIR"
+            )
+
     def publish(self) -> None:
         """Copies what is new or longer to the bucket; nothing to do on a disk."""
         if not self._remote:
@@ -78,17 +88,6 @@ class Workdir:
                 " run with --workdir=DIR"
             )
         return ml_collections.ConfigDict(json.loads(file.read_text()))
-
-    def claim(self, config: ml_collections.ConfigDict) -> None:
-        """Records the config of a new run, or checks that this one goes on with the old.
-
-        Raises:
-          UserError: listing the keys that differ and may not.
-        """
-        file = self.local / "config.json"
-        if file.is_file():
-            self.check_same(config)
-        self.write_json("config.json", to_json(config))
 
     def check_same(self, config: ml_collections.ConfigDict) -> None:
         """Raises `UserError` unless `config` computes the same as the run in this folder."""

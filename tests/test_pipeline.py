@@ -13,7 +13,7 @@ from deformgan.errors import UserError
 
 
 def build(config):
-    return pipeline.build(pipeline.read(config.data), config.data, config.source)
+    return pipeline.build(pipeline.open_frames(config.data), config.data, config.source)
 
 
 # Geometry
@@ -123,9 +123,7 @@ def test_a_split_is_that_of_its_seed():
 def test_epochs_are_permutations_across_batches():
     key = jax.random.key(0)
     draw = jax.jit(
-        lambda step: pipeline.draw_indices(
-            key, step, jnp.arange(6), batch_size=6, count=9
-        )
+        lambda step: pipeline.draw_indices(key, step, jnp.arange(6), batch_size=6, count=9)
     )
     drawn = np.concatenate([draw(step) for step in range(9)])  # six epochs of nine
     for epoch in drawn.reshape(6, 9):

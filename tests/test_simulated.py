@@ -57,9 +57,7 @@ def test_rotated_ellipses_keep_their_centres_and_random_ones_do_not():
     assert np.ptp(placed, axis=0).min() > 1
 
 
-@pytest.mark.parametrize(
-    ("name", "sigma"), [("gaussian_low", 0.05), ("gaussian_high", 0.15)]
-)
+@pytest.mark.parametrize(("name", "sigma"), [("gaussian_low", 0.05), ("gaussian_high", 0.15)])
 def test_gaussian_noise_has_its_level(name, sigma):
     truth = simulate(name)
     signal = 0.08 + 0.80 * truth.clean

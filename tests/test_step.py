@@ -17,7 +17,7 @@ BATCH = 8
 @pytest.fixture(scope="module")
 def dataset():
     config = smoke()
-    return pipeline.build(pipeline.read(config.data), config.data, config.source)
+    return pipeline.build(pipeline.open_frames(config.data), config.data, config.source)
 
 
 def train(dataset, config, *, devices, calls):
@@ -36,9 +36,7 @@ def train(dataset, config, *, devices, calls):
     positions = np.arange(BATCH).reshape(devices, -1)
     history = []
     for _ in range(calls):
-        state, metrics = jax.block_until_ready(
-            step(state, constants, feed.resident, {}, positions)
-        )
+        state, metrics = jax.block_until_ready(step(state, constants, feed.resident, {}, positions))
         history.append(metrics)
     return state, jax.tree.map(lambda *m: np.concatenate(m), *history)
 

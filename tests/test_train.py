@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 def final_state(path, config):
     """The newest checkpoint, every leaf of it."""
-    dataset = pipeline.build(pipeline.read(config.data), config.data, config.source)
+    dataset = pipeline.build(pipeline.open_frames(config.data), config.data, config.source)
     objective = deform.create(config)
     template = initial_state(
         objective, optim.make(config.optimiser), objective.fit(dataset), config.seed
@@ -65,9 +65,16 @@ def test_a_run_leaves_what_it_promises(unbroken):
     records = timeless(unbroken)
     assert [r["step"] for r in records] == [5, 10, 15, 20]
     assert {
-        "disc/adversarial", "disc/accuracy_real", "disc/accuracy_fake", "disc/gradient_norm",
-        "gen/adversarial", "gen/gradient_norm", "diversity", "folded", "sliced_wasserstein",
-    } <= set(records[-1])  # fmt: skip
+        "disc/adversarial",
+        "disc/accuracy_real",
+        "disc/accuracy_fake",
+        "disc/gradient_norm",
+        "gen/adversarial",
+        "gen/gradient_norm",
+        "diversity",
+        "folded",
+        "sliced_wasserstein",
+    } <= set(records[-1])
     config = json.loads((unbroken / "config.json").read_text())
     assert config["train"]["steps"] == 20
 
@@ -138,7 +145,7 @@ def test_a_value_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path, m
         return call
 
     monkeypatch.setattr(train, "make_step", poisoned)
-    with pytest.raises(RunError, match=r"step 13: gen/adversarial is nan.*checkpoint is step 10"):
+    with pytest.raises(RunError, match=r"step 13: gen/adversarial is nan.*checkpoint is step 10\."):
         train.run(config, str(path))
     assert int(final_state(path, config)[0].step) == 10
 
@@ -146,9 +153,13 @@ def test_a_value_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path, m
 # The command line, in processes of their own
 
 COMMAND = (
-    sys.executable, "-m", "deformgan.main", "--config=configs/worms.py:smoke",
-    "--config.data.count=24", "--config.train.batch_size=8",
-)  # fmt: skip
+    sys.executable,
+    "-m",
+    "deformgan.main",
+    "--config=configs/worms.py:smoke",
+    "--config.data.count=24",
+    "--config.train.batch_size=8",
+)
 
 
 def environment(devices):
@@ -189,8 +200,12 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     path = tmp_path / "run"
     process = subprocess.Popen(
         [*COMMAND, f"--workdir={path}", "--config.train.steps=100000"],
-        cwd=ROOT, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment(1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("step 10/"):
             process.send_signal(signal.SIGTERM)
@@ -216,8 +231,12 @@ def test_two_processes_train_as_one(unbroken, tmp_path):
         processes.append(
             subprocess.Popen(
                 [*COMMAND, f"--workdir={path}"],
-                cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                cwd=ROOT,
+                env=variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
     outputs = [p.communicate(timeout=300) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs

@@ -186,9 +186,9 @@ def _load_still(file: Path) -> np.ndarray:
             raise UserError(f"{file}: refused as a decompression bomb ({error})") from error
     with opened as image:
         _refuse_bomb(file, image.width * image.height)
-        if image.mode in ("P", "1", "LA", "PA", "CMYK", "YCbCr"):
-            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-        return _numeric(file, np.asarray(image))
+        plain = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+        mode = plain.get(image.mode, image.mode)
+        return _numeric(file, np.asarray(image.convert(mode) if mode != image.mode else image))
 
 
 def _refuse_bomb(file: Path, pixels: int) -> None:

@@ -60,10 +60,15 @@ class Frames:
 
     def subset(self, indices: Sequence[int]) -> Frames:
         """The frames with these indices, in this order."""
+        whole = self.read
+
+        def read(i: int) -> Frame:
+            return whole(indices[i])
+
         return dataclasses.replace(
             self,
             names=[self.names[i] for i in indices],
             recordings=[self.recordings[i] for i in indices],
             splits=None if self.splits is None else [self.splits[i] for i in indices],
-            read=lambda i, read=self.read: read(indices[i]),
+            read=read,
         )

@@ -77,7 +77,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.count: {config.count}; simulate 1 image or more")
 
 
-def read(config: ml_collections.ConfigDict) -> Frames:
+def open_frames(config: ml_collections.ConfigDict) -> Frames:
     """Opens the source `data.source`; if its images fit in memory, each is read only once."""
     reader = resolve("data.source", "deformgan.data", config.source, "read")
     frames: Frames = reader.read(config)
@@ -223,7 +223,9 @@ def _blurred(image: np.ndarray, kernel: int) -> np.ndarray:
         return image
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8  # cv2.getGaussianKernel
     radius = (kernel - 1) // 2
-    return ndimage.gaussian_filter(image, (sigma, sigma, 0), radius=(radius, radius, 0), mode="mirror")
+    return ndimage.gaussian_filter(
+        image, (sigma, sigma, 0), radius=(radius, radius, 0), mode="mirror"
+    )
 
 
 def _choose_source(

@@ -131,7 +131,7 @@ def to_frame(truth: Truth) -> Frame:
     for structure in reversed(range(len(truth.masks))):
         mask[truth.masks[structure]] = structure + 1
     there = np.isfinite(truth.points).all(-1)
-    labels = Labels(mask, np.asarray(truth.points, np.float64)[there], truth.ids[there])
+    labels = Labels(mask, np.asarray(truth.points, np.float64)[there], np.asarray(truth.ids)[there])
     return Frame(np.asarray(truth.image), labels)
 
 
@@ -167,9 +167,7 @@ def _ellipse(centre: jax.Array, axes: jax.Array, angle: jax.Array, *, size: int)
     return jax.nn.sigmoid((1 - radius) * jnp.min(axes) * size / 2 / 0.6)
 
 
-def _neurites(
-    key: jax.Array, size: int, canonical: bool
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _neurites(key: jax.Array, size: int, canonical: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Two cubic Bezier curves between the somata, one on each side.
 
     Returns:

@@ -57,7 +57,9 @@ def read(config: ml_collections.ConfigDict) -> Frames:
 
     def frame(i: int) -> Frame:
         split, position = places[i]
-        return _frame(sources[split][position], image_name, metadata, config, f"{split}[{position}]")
+        return _frame(
+            sources[split][position], image_name, metadata, config, f"{split}[{position}]"
+        )
 
     known = set(sources) <= set(SPLITS) and len(sources) > 1
     stored = metadata.get("frames", {})  # {split: {names, recordings}}
@@ -124,7 +126,7 @@ def write(frames: Frames, splits: Sequence[str], depth: Depth, path: str, name: 
     return str(target)
 
 
-class _Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A one-off builder over frames in memory."""
 
     VERSION = tfds.core.Version(_VERSION)
@@ -170,26 +172,32 @@ class _Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, members: list[int]) -> Iterator[tuple[int, dict]]:
         for number, i in enumerate(members):
             frame = self._frames.read(i)
-            stored = np.round((frame.image.astype(np.float64) - self._depth.offset) / self._depth.step)
+            stored = np.round(
+                (frame.image.astype(np.float64) - self._depth.offset) / self._depth.step
+            )
             labels = frame.labels
             mask = None if labels is None else labels.mask
             shown = np.zeros(stored.shape[:2], np.uint16) if mask is None else mask
-            yield number, {
-                "image": _png(stored.astype(self._depth.dtype)),
-                "mask": _png(shown.astype(np.uint16)),
-                "labelled": labels is not None,
-                "masked": mask is not None,
-                "points": [
-                    {"id": identity, "row": row, "column": column}
-                    for identity, (row, column) in (
-                        zip(labels.ids, labels.points, strict=True) if labels else ()
-                    )
-                ],
-            }
+            yield (
+                number,
+                {
+                    "image": _png(stored.astype(self._depth.dtype)),
+                    "mask": _png(shown.astype(np.uint16)),
+                    "labelled": labels is not None,
+                    "masked": mask is not None,
+                    "points": [
+                        {"id": identity, "row": row, "column": column}
+                        for identity, (row, column) in (
+                            zip(labels.ids, labels.points, strict=True) if labels else ()
+                        )
+                    ],
+                },
+            )
 
 
 def _png(image: np.ndarray) -> bytes:
-    return imagecodecs.png_encode(image[..., 0] if image.shape[-1:] == (1,) else image)
+    flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+    return bytes(imagecodecs.png_encode(np.ascontiguousarray(flat)))
 
 
 def _builder(path: str) -> tfds.core.DatasetBuilder:
@@ -198,7 +206,8 @@ def _builder(path: str) -> tfds.core.DatasetBuilder:
     root = epath.Path(path)
     if not root.exists():
         raise UserError(f"data.path: {path} does not exist")
-    versions = sorted(info.parent for info in root.glob("**/dataset_info.json"))
+    depths = ("*/" * depth for depth in range(4))  # path/name/config/version
+    versions = sorted(i.parent for d in depths for i in root.glob(f"{d}dataset_info.json"))
     if not versions:
         raise UserError(
             f"data.path: no prepared TFDS dataset under {path} (looked for dataset_info.json)"

@@ -221,7 +221,9 @@ def _scores(image: np.ndarray, top: float) -> tuple[float, ...]:
 
 def _stripe(grey: np.ndarray) -> float:
     """How far a row stands out from those around it over nearly all its length, a band included."""
-    dim, bright = np.percentile(grey, (10, 90), axis=1)  # a process that crosses a row moves neither
+    dim, bright = np.percentile(
+        grey, (10, 90), axis=1
+    )  # a process that crosses a row moves neither
     size = max(5, len(grey) // 14)  # wide enough for a band, narrow beside a cell
     brighter = dim - ndimage.median_filter(dim, size=size, mode="nearest")
     darker = ndimage.median_filter(bright, size=size, mode="nearest") - bright

@@ -141,9 +141,7 @@ class TransposedConv(nn.Module):
 
 def batch_norm(train: bool) -> Callable[[jax.Array], jax.Array]:
     """Batch normalisation whose statistics are those of the global batch, over all devices."""
-    return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=AXIS
-    )
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=AXIS)
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:

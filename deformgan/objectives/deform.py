@@ -120,7 +120,9 @@ def create(config: ml_collections.ConfigDict) -> Objective:
             if not weight:
                 return jnp.zeros(())
             stats = variables.disc["batch_stats"]
-            each = losses.gradient_penalty(lambda x: discriminate(params, stats, x, keys)[0], images)
+            each = losses.gradient_penalty(
+                lambda x: discriminate(params, stats, x, keys)[0], images
+            )
             return weight * jnp.mean(each)
 
         r1, r2 = of(batch["images"], loss_config.r1), of(fake, loss_config.r2)

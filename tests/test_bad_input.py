@@ -1,0 +1,162 @@
+"""What a user sees for a bad setting or file: one line, exit code 2, no traceback, no compiling."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from builders import write_images
+
+from deformgan import errors, main, train
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "--config=configs/worms.py:smoke"
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """Runs the command line in this process; fails if it gets as far as training."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train.Training, "loop", lambda self: pytest.fail("compiled and trained"))
+
+    def run(*arguments):
+        if not any("--workdir" in a for a in arguments):
+            arguments = (*arguments, f"--workdir={tmp_path / 'run'}")
+        argv = ["deformgan", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for its overrides
+        with flagsaver.flagsaver():
+            try:
+                code = main.main(main.parse(argv))
+            except SystemExit as error:
+                code = error.code
+        flags.FLAGS.mark_as_parsed()
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def check(outcome, message):
+    code, stderr = outcome
+    assert code == 2, stderr
+    assert message in stderr
+    assert stderr.startswith("deformgan: ") and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "data.source=floder",
+            "data.source: unknown name 'floder'; choose one of folder, simulated",
+        ),
+        ("data.source=pipeline", "data.source: unknown name 'pipeline'"),
+        ("data.set=worms", "data.set: unknown name 'worms'"),
+        ("loss.name=wgan", "loss.name: unknown name 'wgan'"),
+        ("objective=deforms", "objective: unknown name 'deforms'; choose one of deform"),
+        ("data.aspect=zoom", "data.aspect: unknown name 'zoom'; choose one of pad, crop, stretch"),
+        ("data.screen=yes", "data.screen: unknown name 'yes'"),
+        ("data.scaling=minmax", "data.scaling: unknown name 'minmax'"),
+        ("data.blur=5", "data.blur: kernel 5; choose one of"),
+        ("data.size=40", "model.gen_widths: 3 widths make networks for 32x32 images"),
+        ("data.source=folder", "data.path: not set"),
+        ("train.batch_size=3", "train.batch_size: 3 does not divide among 2 devices"),
+        ("train.steps=0", "train.steps: 0; give 1 or more"),
+        ("train.steps_per_call=7", "train.steps: 20 is no multiple of train.steps_per_call 7"),
+        ("model.border=wrap", "model.border: unknown name 'wrap'"),
+        ("source.image=nobody", "source.image: 'nobody' is neither"),
+        ("optimiser.ema_decay=1.0", "optimiser.ema_decay: 1.0 is not in [0, 1)"),
+        ("loss.nmae=hinge", "nmae"),
+        ("train.steps=many", "many"),
+        ("data.count=0", "data.count: 0; simulate 1 image or more"),
+    ],
+)
+def test_a_bad_setting_is_named(cli, argument, message):
+    check(cli(CONFIG, f"--config.{argument}"), message)
+
+
+def test_bad_flags_are_named(cli):
+    check(cli(), "config: not set")
+    done = subprocess.run(
+        [sys.executable, "-m", "deformgan.main", "--config=configs/nothing.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    check((done.returncode, done.stderr), "configs/nothing.py")
+    check(cli("--config=configs/worms.py:smok"), "config: unknown variant 'smok'; choose from")
+    check(cli(CONFIG, "train"), "train: flags only")
+    check(cli(CONFIG, "--worksdir=x"), "Unknown command line flag 'worksdir'")
+    check(cli(CONFIG, "--mode=evaluat"), "evaluat")
+
+
+def test_a_path_that_is_missing_or_empty_is_named(cli, tmp_path):
+    folder = f"{CONFIG} --config.data.source=folder".split()
+    nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
+    empty.mkdir()
+    check(cli(*folder, f"--config.data.path={nowhere}"), f"data.path: {nowhere} does not exist")
+    check(
+        cli(*folder, f"--config.data.path={empty}"),
+        f"data.path: no images under {empty} (looked for .png, .jpg, .jpeg, .tif, .tiff)",
+    )
+    (empty / "notes.txt").write_text("x")
+    check(cli(*folder, f"--config.data.path={empty}/notes.txt"), "is not of a type that is read")
+
+
+def test_a_broken_image_is_named_before_anything_is_compiled(cli, tmp_path):
+    write_images(tmp_path / "images", 4)
+    broken = tmp_path / "images/frame2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    check(
+        cli(CONFIG, "--config.data.source=folder", f"--config.data.path={tmp_path}/images"),
+        "frame2.png: unreadable or truncated image",
+    )
+
+
+def test_sampling_without_a_run_or_a_checkpoint(cli, tmp_path):
+    check(cli("--mode=sample"), "holds no run (no config.json)")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    check(cli("--mode=sample"), "no checkpoint under")
+
+
+def test_a_workdir_that_cannot_be_written(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    check(cli(CONFIG, f"--workdir={tmp_path}/file/run"), "workdir: cannot write to")
+
+
+def test_the_default_workdir_is_named_after_config_and_variants():
+    assert main.default_workdir("configs/worms.py") == "runs/worms"
+    assert main.default_workdir("configs/worms.py:reported,smoke") == "runs/worms-reported-smoke"
+
+
+def test_a_full_disk_is_found_before_anything_is_compiled(cli, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=300_000))
+    check(cli(CONFIG), "has 0.3 MiB free, but the checkpoints take")
+
+
+def test_a_disk_that_fills_up_is_an_error_of_one_line(tmp_path):
+    """No file may grow beyond a few kilobytes: writing fails as it does on a full disk."""
+    limited = (
+        f"ulimit -f 8; exec {sys.executable} -m deformgan.main {CONFIG} --workdir={tmp_path}/r"
+    )
+    done = subprocess.run(
+        ["bash", "-c", limited],
+        cwd=ROOT,
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("deformgan: ")
+
+
+def test_a_wrong_shape_is_a_clear_error():
+    import numpy as np
+
+    with pytest.raises(ValueError, match=r"points: wanted shape \[\*, 2\], got \[3\]"):
+        errors.require_shape("points", np.zeros(3), (None, 2))
