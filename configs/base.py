@@ -4,7 +4,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The common blocks: data, source image, optimiser, augmentation, training, log, checkpoints."""
+    """The blocks that all objectives share."""
     config = ml_collections.ConfigDict()
     config.objective = "deform"  # a module of deformgan/objectives
     config.seed = 0  # of initialisation, latents and batch order

@@ -60,7 +60,7 @@ class RunError(Exception):
     code = 1
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (no error)
     """A run that was asked to stop and has saved itself; `main` exits with `code`."""
 
     def __init__(self, message: str, code: int) -> None:

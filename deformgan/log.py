@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,21 @@ def say(message: str) -> None:
     """Prints a line at once, from one process only."""
     if parallel.is_main():
         print(message, flush=True)
+
+
+def hush_writers() -> None:
+    """Keeps the threads that write checkpoints and events from printing tracebacks of their own.
+
+    A failed write is raised in the main thread by the next save; TensorStore's other writes then
+    find their event loop closed, and say so through these hooks, many at a time.
+    """
+    usual, usual_thread = sys.unraisablehook, threading.excepthook
+
+    def expected(error: BaseException | None) -> bool:
+        return isinstance(error, OSError) or str(error) == "Event loop is closed"
+
+    sys.unraisablehook = lambda e: None if expected(e.exc_value) else usual(e)
+    threading.excepthook = lambda e: None if expected(e.exc_value) else usual_thread(e)
 
 
 class Log:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -22,32 +21,20 @@ MODES = ("train", "sample", "prepare")
 config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config and variants>.")
-NUM = flags.DEFINE_integer("num", 64, "sample: how many images.")
-OUT = flags.DEFINE_string("out", "", "sample: folder to write to; inside the workdir if not given.")
-FORMAT = flags.DEFINE_string("format", "npz", "sample: npz, png or tiff.")
-SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the latents.")
-STEP = flags.DEFINE_integer("step", None, "sample: checkpoint to use; the newest if not given.")
+SAMPLE = {
+    "num": flags.DEFINE_integer("num", 64, "sample: how many images."),
+    "out": flags.DEFINE_string("out", "", "sample: folder to write to; the default is in WORKDIR."),
+    "form": flags.DEFINE_string("format", "npz", "sample: npz, png or tiff."),
+    "seed": flags.DEFINE_integer("seed", 0, "sample: seed of the latents."),
+    "step": flags.DEFINE_integer("step", None, "sample: checkpoint to use; default the newest."),
+}
+BAD_FLAGS = (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
 
 
 def default_workdir(config_file: str) -> str:
     """runs/worms-smoke for configs/worms.py:smoke."""
     file, _, variants = config_file.partition(":")
     return str(Path("runs") / "-".join([Path(file).stem, *filter(None, variants.split(","))]))
-
-
-def hush_writers() -> None:
-    """Keeps the threads that write checkpoints and events from printing tracebacks of their own.
-
-    A failed write is raised in the main thread by the next save; TensorStore's other writes then
-    find their event loop closed, and say so through these hooks, many at a time.
-    """
-    usual, usual_thread = sys.unraisablehook, threading.excepthook
-
-    def expected(error: BaseException | None) -> bool:
-        return isinstance(error, OSError) or str(error) == "Event loop is closed"
-
-    sys.unraisablehook = lambda e: None if expected(e.exc_value) else usual(e)
-    threading.excepthook = lambda e: None if expected(e.exc_value) else usual_thread(e)
 
 
 def run(argv: list[str]) -> None:
@@ -64,15 +51,7 @@ def run(argv: list[str]) -> None:
     if MODE.value == "sample":
         from deformgan import sample
 
-        sample.run(
-            path,
-            config,
-            num=NUM.value,
-            out=OUT.value,
-            form=FORMAT.value,
-            seed=SEED.value,
-            step=STEP.value,
-        )
+        sample.run(path, config, **{name: flag.value for name, flag in SAMPLE.items()})
     elif MODE.value == "prepare":
         from deformgan import prepare
 
@@ -107,19 +86,10 @@ def parse(argv: list[str]) -> list[str]:
         if flags.FLAGS.config is not None:
             flags.FLAGS.config.to_dict()  # a config that could not be loaded raises only when used
         return left
-    except (
-        flags.Error,
-        AttributeError,
-        ImportError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as e:
+    except BAD_FLAGS as e:
         print(f"deformgan: {' '.join(str(e).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
-    hush_writers()
     app.run(main, flags_parser=parse)

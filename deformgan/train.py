@@ -19,7 +19,7 @@ from deformgan.checkpoint import BEST, Checkpoints
 from deformgan.data import pipeline
 from deformgan.errors import Interrupted, RunError, UserError, resolve
 from deformgan.imaging import screening
-from deformgan.log import Log, say
+from deformgan.log import Log, hush_writers, say
 from deformgan.metrics.wasserstein import sliced_wasserstein
 from deformgan.models.layers import AXIS
 from deformgan.objectives.contract import Constants, Objective, Samples
@@ -42,6 +42,7 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
     parallel.initialize()
     parallel.keep_compilations()
     parallel.keep_memory()
+    hush_writers()
     check(config)
     workdir = Workdir(path, create=True)
     objective = resolve("objective", "deformgan.objectives", config.objective, "create").create(
@@ -116,9 +117,8 @@ def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Datase
         for name, members in dataset.split.items()
         if isinstance(members, list)
     )
-    say(
-        f"frames: {counts}; source image {dataset.source.name}; {dataset.scaling.clipped:.2%} clipped"
-    )
+    clipped = f"{dataset.scaling.clipped:.2%} of their pixels clipped"
+    say(f"frames: {counts}; {clipped}; source image {dataset.source.name}")
     if parallel.is_main():
         workdir.write_json("split.json", dataset.split)
     return dataset

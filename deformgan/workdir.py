@@ -64,8 +64,8 @@ class Workdir:
         if free < needed:
             raise UserError(
                 f"workdir: the disk of {self.root} has {free / 2**20:.1f} MiB free, but the"
-                f" checkpoints take {needed / 2**20:.1f} MiB; free some space, lower checkpoint.keep"
-                " or choose another --workdir=DIR"
+                f" checkpoints take {needed / 2**20:.1f} MiB; free some space or choose another"
+                " --workdir=DIR"
             )
 
     def publish(self) -> None:

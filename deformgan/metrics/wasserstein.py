@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance between two sets of images: a cheap guide to the better checkpoint."""
+"""Sliced Wasserstein distance between sets of images: a cheap guide to the better checkpoint."""
 
 from __future__ import annotations
 
