@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -51,7 +52,8 @@ def run(argv: list[str]) -> None:
     if MODE.value == "sample":
         from deformgan import sample
 
-        sample.run(path, config, **{name: flag.value for name, flag in SAMPLE.items()})
+        values: dict[str, Any] = {name: flag.value for name, flag in SAMPLE.items()}
+        sample.run(path, config, **values)
     elif MODE.value == "prepare":
         from deformgan import prepare
 

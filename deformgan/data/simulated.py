@@ -33,7 +33,7 @@ _PHOTONS = 30.0  # at full scale
 _SPECKLE = 0.35  # standard deviation of the multiplicative noise
 _BACKGROUND, _RANGE = 0.08, 0.80  # camera offset and signal of the noisy sets, of full scale
 _CONTROL_POINTS = 6  # of the hand-made field, along each axis
-_AMPLITUDE = 0.035  # standard deviation of the hand-made field, of the image's width
+_STEEPEST = 0.9  # below 1 the deformation x + u(x) is one-to-one
 _BLUR = 0.011  # sigma of the light blur, of the image's width
 _CURVE_SAMPLES = 56
 _POINTS_PER_NEURITE = 5
@@ -221,9 +221,15 @@ def _bezier(control: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def _hand_made_field(key: jax.Array, size: int) -> jax.Array:
-    """`[1, H, W, 2]` pixels: a few random control points, interpolated by cubics."""
+    """`[1, H, W, 2]` pixels: a few random control points, interpolated by cubics.
+
+    As strong as it can be without folding, which tissue does not do.
+    """
     coarse = jax.random.normal(key, (1, _CONTROL_POINTS, _CONTROL_POINTS, 2))
-    return _AMPLITUDE * size * jax.image.resize(coarse, (1, size, size, 2), "cubic")
+    field = jax.image.resize(coarse, (1, size, size, 2), "cubic")
+    slopes = [jnp.abs(jnp.diff(field, axis=axis)) for axis in (1, 2)]  # per pixel
+    steepest = jnp.max(slopes[0][:, :, :-1] + slopes[1][:, :-1])  # norm of the field's Jacobian
+    return field * _STEEPEST / steepest
 
 
 def _camera(key: jax.Array, clean: jax.Array, name: str) -> jax.Array:
