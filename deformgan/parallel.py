@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 from collections.abc import Callable
@@ -22,7 +23,7 @@ _MALLOPT = {-1: 2**31 - 1, -2: 2**28, -3: 2**30}  # M_TRIM_THRESHOLD, M_TOP_PAD,
 def initialize() -> None:
     """Joins the other processes of this job where it runs on several hosts.
 
-    These are found on Cloud TPU pods and under Slurm by themselves, elsewhere by the variables
+    On Cloud TPU and under Slurm jax finds them; elsewhere by the variables
     JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
     if jax.distributed.is_initialized():
@@ -30,12 +31,16 @@ def initialize() -> None:
     if all(name in os.environ for name in _COORDINATOR):
         address, count, index = (os.environ[name] for name in _COORDINATOR)
         jax.distributed.initialize(address, int(count), int(index))
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or _slurm_tasks() > 1:
+    elif _on_cloud_tpu() or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         jax.distributed.initialize()
 
 
-def _slurm_tasks() -> int:
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+def _on_cloud_tpu() -> bool:
+    """Whether this is a TPU VM, where joining is right for one host as for many."""
+    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return False
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def keep_compilations() -> None:
