@@ -5,8 +5,8 @@ from __future__ import annotations
 import ml_collections
 
 from deformgan.data import pipeline, tfds
+from deformgan.intake import screen
 from deformgan.log import say
-from deformgan.train import screen
 from deformgan.workdir import Workdir
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import signal
 import types
 from collections.abc import Callable
@@ -14,11 +15,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from deformgan import __version__, optim, parallel, report
+from deformgan import __version__, intake, optim, parallel, report
 from deformgan.checkpoint import BEST, Checkpoints
 from deformgan.data import pipeline
 from deformgan.errors import Interrupted, RunError, UserError, resolve
-from deformgan.imaging import screening
 from deformgan.log import Log, hush_writers, say
 from deformgan.metrics.wasserstein import sliced_wasserstein
 from deformgan.models.layers import AXIS
@@ -61,8 +61,9 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
         checkpoints.close()
         return
     try:
-        dataset = load(config, workdir)
-        workdir.write_json("config.json", to_json(config))
+        dataset = intake.load(config, workdir)
+        if parallel.is_main():
+            workdir.write_json("config.json", to_json(config))
         training = Training(config, workdir, objective, dataset, checkpoints)
     except OSError as error:
         raise UserError(
@@ -107,40 +108,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"optimiser.ema_decay: {config.optimiser.ema_decay} is not in [0, 1)")
 
 
-def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Dataset:
-    """Reads, screens, splits and scales the data; writes what was found to the workdir."""
-    frames = pipeline.open_frames(config.data)
-    screened = screen(frames, config.data, workdir)
-    dataset = pipeline.build(screened, config.data, config.source)
-    counts = ", ".join(
-        f"{len(members)} {name}"
-        for name, members in dataset.split.items()
-        if isinstance(members, list)
-    )
-    clipped = f"{dataset.scaling.clipped:.2%} of their pixels clipped"
-    say(f"frames: {counts}; {clipped}; source image {dataset.source.name}")
-    if parallel.is_main():
-        workdir.write_json("split.json", dataset.split)
-    return dataset
-
-
-def screen(
-    frames: pipeline.Frames, config: ml_collections.ConfigDict, workdir: Workdir
-) -> pipeline.Frames:
-    """Screens frames, says what was found, writes `screening.csv` and a picture of the flagged."""
-    if frames.skipped:
-        say(f"data.path: {frames.skipped}")
-    screened = screening.screen(frames, config)
-    if screened.rows and parallel.is_main():
-        say(screening.summary(screened))
-        screening.write_csv(screened.rows, workdir.local / "screening.csv")
-        if screened.flagged:
-            file = workdir.local / "screening.png"
-            report.thumbnails(file, frames, screened.rows, screened.flagged)
-            say(f"  see {workdir.root / 'screening.csv'} and screening.png")
-    return screened.kept
-
-
 class Training:
     """A run in progress: its state, its feed, its outputs."""
 
@@ -168,13 +135,15 @@ class Training:
             "scaling": dataset.scaling.to_json(),
             "geometry": dataclasses.asdict(dataset.geometry),
             "source": dataset.source.name,
+            "frames": {name: len(members) for name, members in dataset.split["names"].items()},
         }
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.ema, constants)))
         workdir.check_space(
             (config.checkpoint.keep + 2) * size
         )  # the best and the one in the making
         if checkpoints.latest() is not None:
-            state, _ = checkpoints.restore(state)
+            state, before = checkpoints.restore(state)
+            self._check_same_data(before)
             say(f"resuming from step {int(state.step)}")
         self.step = int(state.step)
         self.state: TrainState = parallel.replicate(state)
@@ -239,6 +208,17 @@ class Training:
         """Ends the log and, of a bucket, the local copy."""
         self.log.close()
         self.workdir.close()
+
+    def _check_same_data(self, before: dict[str, Any]) -> None:
+        """Raises `UserError` if the frames on disk are no longer those trained on so far."""
+        now = json.loads(json.dumps(self.meta))
+        for name in ("frames", "scaling", "source", "geometry"):
+            if before[name] != now[name]:
+                raise UserError(
+                    f"data.path: the data have changed since this run began ({name} was"
+                    f" {before[name]}, now {now[name]}); restore them or choose another"
+                    " --workdir=DIR"
+                )
 
     def _fed(self, steps: int) -> Any:
         """What is fed to the devices for the next call, `[devices, steps, b, ...]`."""

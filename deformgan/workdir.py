@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
+from deformgan import parallel
 from deformgan.errors import UserError
 
 # Settings that do not change what is computed, only how far, how fast and what is written of it.
@@ -69,8 +70,8 @@ class Workdir:
             )
 
     def publish(self) -> None:
-        """Copies what is new or longer to the bucket; nothing to do on a disk."""
-        if not self._remote:
+        """Copies what is new or changed to the bucket, from one process; a disk needs nothing."""
+        if not (self._remote and parallel.is_main()):
             return
         for file in self.local.rglob("*"):
             if file.is_file() and self._sent.get(file) != file.stat().st_mtime_ns:

@@ -233,6 +233,6 @@ def test_real_frames_are_split_by_their_blocks_of_time(real_data):
     config = smoke(data__source="folder", data__path=path, data__size=128)
     dataset = build(config)
     assert dataset.train.shape == (240, 128, 128, 1)
-    blocks = {s: {row["block"] for row in dataset.split[s]} for s in splits.SPLITS}
+    blocks = {s: set(members) for s, members in dataset.split["blocks"].items()}
     assert [len(blocks[s]) for s in splits.SPLITS] == [5, 1, 2]
     assert not blocks["train"] & blocks["test"]

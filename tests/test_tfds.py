@@ -24,7 +24,7 @@ def test_a_prepared_folder_is_read_back_pixel_for_pixel(tmp_path, dtype):
     direct = pipeline.build(pipeline.open_frames(config.data), config.data, config.source)
     stored = pipeline.build(pipeline.open_frames(back.data), back.data, back.source)
     for split in SPLITS:
-        names = [[row["name"] for row in d.split[split]] for d in (direct, stored)]
+        names = [d.split["names"][split] for d in (direct, stored)]
         assert names[0] == names[1] and names[0]
     np.testing.assert_array_equal(direct.train, stored.train)
     assert direct.scaling == stored.scaling

@@ -115,6 +115,15 @@ def test_other_settings_are_refused_by_name(unbroken):
         train.run(smoke(data__set="poisson", loss__r1=1.0), str(unbroken))
 
 
+def test_going_on_with_other_images_is_refused(tmp_path):
+    write_images(tmp_path / "images", 20)
+    settings = {"data__source": "folder", "data__path": str(tmp_path / "images")}
+    train.run(smoke(**settings, train__steps=10), str(tmp_path / "run"))
+    write_images(tmp_path / "images", 22)
+    with pytest.raises(UserError, match=r"data\.path: the data have changed .*\(frames was"):
+        train.run(smoke(**settings), str(tmp_path / "run"))
+
+
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(epath.Path(tmp_path / "c"), keep=2)
     weights = {"w": np.ones(2, np.float32)}

@@ -46,7 +46,7 @@ class Dataset:
       source: the image to warp.
       scaling: how intensities map to the input's units.
       geometry: how the source frame was fitted to `data.size`.
-      split: for the record: seed, blocks and names of every split.
+      split: for the record: its seed, and the names and blocks of the frames of every split.
     """
 
     train: Sequence[np.ndarray] | np.ndarray
@@ -144,11 +144,9 @@ def build(
         geometry=geometry.fit_to(frame.image.shape, config.size, config.aspect),
         split={
             "seed": config.seed,
-            "blocks": "of the data" if frames.splits else "recordings or blocks of time",
-            **{
-                s: [{"name": frames.names[i], "block": block[i]} for i in m]
-                for s, m in members.items()
-            },
+            "by": "the data's own split" if frames.splits else "recording or block of time",
+            "names": {s: [frames.names[i] for i in m] for s, m in members.items()},
+            "blocks": {s: [block[i] for i in m] for s, m in members.items()},
         },
     )
 

@@ -1,0 +1,40 @@
+"""From the source to a dataset: read, screen, split and scale, and write down what was found."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from deformgan import parallel, report
+from deformgan.data import pipeline
+from deformgan.data.frames import Frames
+from deformgan.imaging import screening
+from deformgan.log import say
+from deformgan.workdir import Workdir
+
+
+def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Dataset:
+    """Reads, screens, splits and scales the data; writes what was found to the workdir."""
+    frames = pipeline.open_frames(config.data)
+    screened = screen(frames, config.data, workdir)
+    dataset = pipeline.build(screened, config.data, config.source)
+    counts = ", ".join(f"{len(names)} {split}" for split, names in dataset.split["names"].items())
+    clipped = f"{dataset.scaling.clipped:.2%} of their pixels clipped"
+    say(f"frames: {counts}; {clipped}; source image {dataset.source.name}")
+    if parallel.is_main():
+        workdir.write_json("split.json", dataset.split)
+    return dataset
+
+
+def screen(frames: Frames, config: ml_collections.ConfigDict, workdir: Workdir) -> Frames:
+    """Screens frames, says what was found, writes `screening.csv` and a picture of the flagged."""
+    if frames.skipped:
+        say(f"data.path: {frames.skipped}")
+    screened = screening.screen(frames, config)
+    if screened.rows and parallel.is_main():
+        say(screening.summary(screened))
+        screening.write_csv(screened.rows, workdir.local / "screening.csv")
+        if screened.flagged:
+            file = workdir.local / "screening.png"
+            report.thumbnails(file, frames, screened.rows, screened.flagged)
+            say(f"  see {workdir.root / 'screening.csv'} and screening.png")
+    return screened.kept
