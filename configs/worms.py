@@ -18,7 +18,7 @@ def get_config(variants=""):
         "gen_widths": (64, 32, 16, 8, 4),
         "disc_widths": (4, 8, 16, 32, 64),
         "max_displacement": 16.0,  # pixels: what tanh = 1 stands for
-        "border": "nearest",  # outside the source: nearest, constant or mirror
+        "border": "nearest",  # outside the source: nearest, constant (black) or mirror
     }
     config.loss = {
         "name": "non_saturating",  # binary cross entropy; see deformgan/losses.py for the others

@@ -102,13 +102,8 @@ class Checkpoints:
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest state, as NumPy arrays in the structure of `template`, and its meta-data."""
-        step = self.latest()
-        out = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(jax.tree.map(_blank, template)),
-                meta=ocp.args.JsonRestore(),
-            ),
+        out = self._restore(
+            self.latest(), state=ocp.args.StandardRestore(jax.tree.map(_blank, template))
         )
         return out["state"], out["meta"]
 
@@ -126,18 +121,24 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise UserError(f"step: no checkpoint of step {step}; there are {steps}")
         chosen = steps[-1] if step is None else step
-        out = self._manager.restore(
-            chosen,
-            args=ocp.args.Composite(
-                sampler=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
-            ),
-        )
+        out = self._restore(chosen, sampler=ocp.args.StandardRestore())
         saved = out["sampler"]
         return Sampler(chosen, saved["variables"], saved["constants"], out["meta"])
 
     def preempted(self, step: int) -> bool:
         """Whether the machines are about to be taken away; all processes agree on the step."""
         return bool(self._manager.reached_preemption(step))
+
+    def _restore(self, step: int | None, **items: Any) -> Any:
+        try:
+            return self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
+            )
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"workdir: the checkpoint {self._folder / str(step)} is damaged"
+                f" ({' '.join(str(error).split())[:200]}); remove it to use the one before"
+            ) from error
 
     def close(self) -> None:
         """Waits and lets go of the threads; a failed write has been raised by `save` or `wait`."""

@@ -13,15 +13,13 @@ from deformgan.workdir import Workdir
 
 
 def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Dataset:
-    """Reads, screens, splits and scales the data; writes what was found to the workdir."""
+    """Reads, screens, splits and scales the data; says and writes what was found."""
     frames = pipeline.open_frames(config.data)
     screened = screen(frames, config.data, workdir)
     dataset = pipeline.build(screened, config.data, config.source)
     counts = ", ".join(f"{len(names)} {split}" for split, names in dataset.split["names"].items())
     clipped = f"{dataset.scaling.clipped:.2%} of their pixels clipped"
     say(f"frames: {counts}; {clipped}; source image {dataset.source.name}")
-    if parallel.is_main():
-        workdir.write_json("split.json", dataset.split)
     return dataset
 
 

@@ -85,7 +85,7 @@ class Log:
         if self._bar:
             self._bar.update(self._task, completed=step, shown=shown)
         else:
-            left = (self._total - step) / rate
+            left = (self._total - step) / rate if rate else 0.0
             say(f"step {step}/{self._total}  {shown}  {_minutes(left)} left")
 
     @contextmanager
@@ -108,9 +108,9 @@ class Log:
             yield
         self._bar = None
 
-    def restart_clock(self) -> None:
-        """Leaves the time since the last line (compiling, say) out of the next steps per second."""
-        self._clock = time.monotonic()
+    def restart_clock(self, step: int) -> None:
+        """Leaves what came before `step` (compiling, say) out of the next steps per second."""
+        self._clock, self._step = time.monotonic(), step
 
     def close(self) -> None:
         """Flushes the events."""

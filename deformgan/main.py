@@ -76,7 +76,8 @@ def main(argv: list[str]) -> int:
         print(f"deformgan: {error}", file=sys.stderr, flush=True)
         os._exit(error.code)  # threads that write to the same full disk would print tracebacks
     except KeyboardInterrupt:
-        print("deformgan: interrupted before anything could be saved", file=sys.stderr)
+        message = "interrupted; the same command goes on from the last checkpoint, if there is one"
+        print(f"deformgan: {message}", file=sys.stderr)
         return 130
     return 0
 

@@ -67,7 +67,7 @@ def run(
     if form == "png" and scaling.depth.dtype == "uint16" and own.data.channels == 3:
         raise UserError("format: 16-bit colour does not fit every PNG reader; use tiff or npz")
     folder = _output_folder(
-        out or str(workdir.local / "samples" / f"seed_{seed}_step_{sampler.step}")
+        out or str(workdir.root / "samples" / f"seed_{seed}_step_{sampler.step}")
     )
     objective = resolve("objective", "deformgan.objectives", own.objective, "create").create(own)
     say(f"sampling {num} images from step {sampler.step} of {workdir.root} (compiling first) ...")
@@ -164,6 +164,8 @@ def _write_points(file: Path, points: np.ndarray, status: np.ndarray, ids: np.nd
 
 
 def _output_folder(out: str) -> Path:
+    if "://" in out:
+        raise UserError(f"out: {out or 'not set'}; give a local folder, and copy it to a bucket")
     folder = Path(out)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import signal
 import types
@@ -53,6 +55,11 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
     start = checkpoints.latest() or 0
     if start:
         workdir.check_same(config)
+    if (config.train.steps - start) % config.train.steps_per_call:
+        raise UserError(
+            f"train.steps_per_call: {config.train.steps_per_call} does not divide the"
+            f" {config.train.steps - start} steps from {start} to train.steps {config.train.steps}"
+        )
     if start >= config.train.steps:
         say(
             f"finished: step {start} of {config.train.steps}. To go on, raise"
@@ -62,9 +69,10 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
         return
     try:
         dataset = intake.load(config, workdir)
+        training = Training(config, workdir, objective, dataset, checkpoints)
         if parallel.is_main():
             workdir.write_json("config.json", to_json(config))
-        training = Training(config, workdir, objective, dataset, checkpoints)
+            workdir.write_json("split.json", dataset.split)
     except OSError as error:
         raise UserError(
             f"workdir: cannot write to {workdir.root} ({error.strerror or error}); free some space"
@@ -72,14 +80,13 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
         ) from error
     try:
         training.loop()
-        training.close()
     except OSError as error:
         raise RunError(
             f"workdir: cannot write to {workdir.root} ({error.strerror or error}); free some space."
             f" {checkpoints.last_complete()}"
         ) from error
     finally:
-        checkpoints.close()
+        training.close()
     say(
         f"done: {config.train.steps} steps.\n"
         f"  samples   {workdir.root / 'samples' / _picture_name(config.train.steps)}\n"
@@ -99,11 +106,10 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{key}: {config[block][name]}; give 1 or more")
     if config.checkpoint.every < 1 or config.checkpoint.keep < 1:
         raise UserError("checkpoint.every, checkpoint.keep: give 1 or more")
-    if config.train.steps % config.train.steps_per_call:
-        raise UserError(
-            f"train.steps: {config.train.steps} is no multiple of train.steps_per_call"
-            f" {config.train.steps_per_call}"
-        )
+    for player in ("gen", "disc"):
+        settings = config.optimiser[player]
+        if not (settings.learning_rate > 0 and 0 <= settings.beta1 < 1 and 0 <= settings.beta2 < 1):
+            raise UserError(f"optimiser.{player}: learning_rate above 0, betas from 0 to below 1")
     if not 0 <= config.optimiser.ema_decay < 1:
         raise UserError(f"optimiser.ema_decay: {config.optimiser.ema_decay} is not in [0, 1)")
 
@@ -135,7 +141,7 @@ class Training:
             "scaling": dataset.scaling.to_json(),
             "geometry": dataclasses.asdict(dataset.geometry),
             "source": dataset.source.name,
-            "frames": {name: len(members) for name, members in dataset.split["names"].items()},
+            "frames": _digest(dataset.split["names"]),
         }
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.ema, constants)))
         workdir.check_space(
@@ -176,8 +182,8 @@ class Training:
                 pending.append((self.step, metrics))
                 before, self.step = self.step, self.step + steps
                 if before == first:
-                    jax.block_until_ready(metrics)
-                    self.log.restart_clock()
+                    jax.block_until_ready((metrics, self.watch(self.state.ema, self.constants)))
+                    self.log.restart_clock(self.step)
                 last = self.step == config.train.steps
                 stop = signals.received or self._preempted()
 
@@ -205,9 +211,15 @@ class Training:
         self.checkpoints.wait()
 
     def close(self) -> None:
-        """Ends the log and, of a bucket, the local copy."""
-        self.log.close()
-        self.workdir.close()
+        """Ends the log, the checkpoints and, of a bucket, the local copy.
+
+        On a full disk, which the loop has reported, what more cannot be written is let go.
+        """
+        with contextlib.suppress(OSError):
+            self.log.close()
+        self.checkpoints.close()
+        with contextlib.suppress(OSError):
+            self.workdir.close()
 
     def _check_same_data(self, before: dict[str, Any]) -> None:
         """Raises `UserError` if the frames on disk are no longer those trained on so far."""
@@ -216,8 +228,8 @@ class Training:
             if before[name] != now[name]:
                 raise UserError(
                     f"data.path: the data have changed since this run began ({name} was"
-                    f" {before[name]}, now {now[name]}); restore them or choose another"
-                    " --workdir=DIR"
+                    f" {before[name]}, now {now[name]}; see split.json); restore them or choose"
+                    " another --workdir=DIR"
                 )
 
     def _fed(self, steps: int) -> Any:
@@ -302,6 +314,11 @@ class _Signals:
             raise KeyboardInterrupt
         self.received = number
         say("\nstopping: finishing this step and saving (press again to stop at once) ...")
+
+
+def _digest(names: dict[str, list[str]]) -> str:
+    """Of which frames are in which split."""
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _picture_name(step: int) -> str:

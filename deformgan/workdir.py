@@ -21,7 +21,7 @@ from deformgan import parallel
 from deformgan.errors import UserError
 
 # Settings that do not change what is computed, only how far, how fast and what is written of it.
-_FREE = ("train.steps", "train.steps_per_call", "log.", "checkpoint.", "data.memory_mib")
+_FREE = ("train.steps", "train.steps_per_call", "log.", "checkpoint.")
 
 
 class Workdir:
@@ -44,6 +44,10 @@ class Workdir:
                 probe.write_text("")
                 probe.unlink()
                 (self.local / "samples").mkdir(exist_ok=True)
+        except ImportError as error:  # of a bucket's file system
+            raise UserError(
+                f"workdir: {path} needs the extra gcs: pip install -e '.[gcs]' ({error})"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"workdir: cannot write to {path} ({error.strerror or error}); choose another with"
@@ -88,7 +92,10 @@ class Workdir:
                 f"workdir: {self.root} holds no run (no config.json); give the folder of a trained"
                 " run with --workdir=DIR"
             )
-        return ml_collections.ConfigDict(json.loads(file.read_text()))
+        try:
+            return ml_collections.ConfigDict(json.loads(file.read_text()))
+        except (ValueError, OSError) as error:
+            raise UserError(f"workdir: {file} is damaged ({error}); restore it") from error
 
     def check_same(self, config: ml_collections.ConfigDict) -> None:
         """Raises `UserError` unless `config` computes the same as the run in this folder."""

@@ -11,7 +11,8 @@ from absl import flags
 from absl.testing import flagsaver
 from builders import write_images
 
-from deformgan import errors, main, train
+from deformgan import errors, main, sample, train
+from deformgan.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/worms.py:smoke"
@@ -19,9 +20,9 @@ CONFIG = "--config=configs/worms.py:smoke"
 
 @pytest.fixture
 def cli(capsys, monkeypatch, tmp_path):
-    """Runs the command line in this process; fails if it gets as far as training."""
+    """Runs the command line in this process, without the training loop."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(train.Training, "loop", lambda self: pytest.fail("compiled and trained"))
+    monkeypatch.setattr(train.Training, "loop", lambda self: None)
 
     def run(*arguments):
         if not any("--workdir" in a for a in arguments):
@@ -65,12 +66,21 @@ def check(outcome, message):
         ("data.source=folder", "data.path: not set"),
         ("train.batch_size=3", "train.batch_size: 3 does not divide among 2 devices"),
         ("train.steps=0", "train.steps: 0; give 1 or more"),
-        ("train.steps_per_call=7", "train.steps: 20 is no multiple of train.steps_per_call 7"),
+        ("train.steps_per_call=7", "train.steps_per_call: 7 does not divide the 20 steps from 0"),
         ("model.border=wrap", "model.border: unknown name 'wrap'"),
         ("source.image=nobody", "source.image: 'nobody' is neither"),
         ("optimiser.ema_decay=1.0", "optimiser.ema_decay: 1.0 is not in [0, 1)"),
         ("loss.nmae=hinge", "nmae"),
         ("train.steps=many", "many"),
+        ("data.percentiles=(0.0,100.5)", "data.percentiles: (0.0, 100.5) are not within 0 to 100"),
+        ("data.range=(5.0,1.0)", "data.range: (5.0, 1.0); give (low, high), low below high"),
+        ("data.seed=-1", "data.seed: -1; give 0 or more"),
+        ("data.validation=0.9", "data.validation, data.test: give shares"),
+        ("data.count=1", "data: 1 training frames of 1; 2 or more are needed"),
+        ("model.latent=0", "model.latent, model.gen_widths, model.disc_widths: give 1 or more"),
+        ("loss.r1=nan", "loss.r1, loss.r2: give 0 or more"),
+        ("augment.translation=2.0", "augment.translation, augment.cutout"),
+        ("optimiser.gen.learning_rate=-1.0", "optimiser.gen: learning_rate above 0"),
         ("data.count=0", "data.count: 0; simulate 1 image or more"),
     ],
 )
@@ -126,6 +136,17 @@ def test_sampling_without_a_run_or_a_checkpoint(cli, tmp_path):
 def test_a_workdir_that_cannot_be_written(cli, tmp_path):
     (tmp_path / "file").write_text("")
     check(cli(CONFIG, f"--workdir={tmp_path}/file/run"), "workdir: cannot write to")
+
+
+def test_a_damaged_run_is_named(cli, tmp_path):
+    assert cli(CONFIG)[0] == 0  # the loop is replaced: a run without a checkpoint
+    (tmp_path / "run/config.json").write_text('{"seed": ')
+    check(cli("--mode=sample"), "config.json is damaged")
+
+
+def test_a_bucket_is_no_place_for_samples(cli, tmp_path):
+    with pytest.raises(UserError, match="out: gs://bucket/x; give a local folder"):
+        sample._output_folder("gs://bucket/x")
 
 
 def test_the_default_workdir_is_named_after_config_and_variants():

@@ -74,6 +74,11 @@ def test_integers_come_back_exactly(dtype, low, high, depth):
     assert Scaling.from_json(scaling.to_json()) == scaling
 
 
+def test_integers_beyond_16_bits_are_refused():
+    with pytest.raises(UserError, match="int32 values from 0 to 70000 do not fit in 16 bits"):
+        Depth.of(np.dtype("int32"), 0, 70000)
+
+
 def test_floats_come_back_within_a_step():
     values = np.linspace(-2.5, 7.25, 1000)
     depth = Depth.of(np.dtype("float32"), -2.5, 7.25)
@@ -86,7 +91,7 @@ def test_floats_come_back_within_a_step():
 
 
 def test_blocks_of_time_are_never_cut():
-    split, block = splits.assign(["movie"] * 100, validation=0.1, test=0.2, seed=3)
+    split, block = splits.assign(["movie"] * 100, range(100), validation=0.1, test=0.2, seed=3)
     assert split.count("test") == 20 and split.count("validation") == 10
     for b in set(block):
         members = [i for i, own in enumerate(block) if own == b]
@@ -96,7 +101,7 @@ def test_blocks_of_time_are_never_cut():
 
 def test_with_enough_recordings_whole_ones_are_held_out():
     recordings = [f"worm{i // 7}" for i in range(70)]
-    split, _ = splits.assign(recordings, validation=0.1, test=0.2, seed=0)
+    split, _ = splits.assign(recordings, range(70), validation=0.1, test=0.2, seed=0)
     held_out = {r for r, s in zip(recordings, split, strict=True) if s == "test"}
     kept = {r for r, s in zip(recordings, split, strict=True) if s != "test"}
     assert len(held_out) == 2 and not held_out & kept
@@ -104,14 +109,27 @@ def test_with_enough_recordings_whole_ones_are_held_out():
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_few_frames_leave_something_to_train_on(count):
-    split, _ = splits.assign(["r"] * count, validation=0.1, test=0.2, seed=0)
+    split, _ = splits.assign(["r"] * count, range(count), validation=0.1, test=0.2, seed=0)
     assert split.count("train") >= 1
     assert split.count("test") == (1 if count > 1 else 0)
 
 
+def test_what_was_taken_at_one_moment_stays_together(tmp_path):
+    """Two z ranges of a volume never lie on both sides of a split."""
+    write_targettrack(tmp_path / "worm.h5", volumes=6)
+    config = smoke(data__source="targettrack", data__path=str(tmp_path / "worm.h5"))
+    config.data.z_ranges = "0:3,3:6"
+    frames = pipeline.open_frames(config.data)
+    split, _ = pipeline.split_frames(frames, config.data)
+    sides = {}
+    for moment, side in zip(frames.moments, split, strict=True):
+        sides.setdefault(moment, set()).add(side)
+    assert len(sides) == 6 and all(len(side) == 1 for side in sides.values())
+
+
 def test_a_split_is_that_of_its_seed():
     def held_out(seed):
-        return splits.assign(["r"] * 50, validation=0.0, test=0.2, seed=seed)[0]
+        return splits.assign(["r"] * 50, range(50), validation=0.0, test=0.2, seed=seed)[0]
 
     assert held_out(1) == held_out(1)
     assert any(held_out(1) != held_out(s) for s in range(2, 6))

@@ -1,3 +1,5 @@
+import h5py
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -41,6 +43,45 @@ def test_jpeg_colour_and_transparency_become_grey(tmp_path):
     assert green.read(0).image[3, 3, 0] == 100
     both = folder.read(settings(tmp_path, channels=3))
     np.testing.assert_array_equal(both.read(0).image, colour[..., :3])
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_sixteen_bit_png_of_any_kind_keeps_its_depth(tmp_path, samples):
+    image = np.random.default_rng(0).integers(0, 60_000, (9, 11, samples)).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(image))
+    got = folder.read(settings(tmp_path, channel=0)).read(0).image
+    np.testing.assert_array_equal(got[..., 0], image[..., 0])
+    if samples > 2:
+        colour = folder.read(settings(tmp_path, channels=3)).read(0).image
+        np.testing.assert_array_equal(colour, image[..., :3])
+
+
+def test_channels_of_a_hyperstack_are_chosen_from_not_mixed_with_times(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 900, (6, 2, 16, 20)).astype(np.uint16)
+    file = tmp_path / "hyper.tif"
+    tifffile.imwrite(file, stack, imagej=True, metadata={"axes": "TCYX"})
+    frames = folder.read(settings(file, channel=1))
+    assert len(frames) == 6
+    np.testing.assert_array_equal(frames.read(4).image[..., 0], stack[4, 1])
+    with pytest.raises(UserError, match=r"data\.channel: hyper\.tif#0 has 2 channels; choose one"):
+        folder.read(settings(file)).read(0)
+    volumes = stack.reshape(3, 4, 16, 20)
+    tifffile.imwrite(file, volumes, imagej=True, metadata={"axes": "TZYX"})
+    with pytest.raises(UserError, match=r"hyper\.tif: holds 3 times of 4 planes"):
+        folder.read(settings(file))
+
+
+def test_samples_of_a_tiff_are_channels_unless_marked_transparent(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (16, 20, 2)).astype(np.uint8)
+    file = tmp_path / "two.tif"
+    tifffile.imwrite(file, image, photometric="minisblack", planarconfig="contig")
+    np.testing.assert_array_equal(
+        folder.read(settings(file, channel=1)).read(0).image, image[..., 1:]
+    )
+    tifffile.imwrite(
+        file, image, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]
+    )
+    np.testing.assert_array_equal(folder.read(settings(file)).read(0).image, image[..., :1])
 
 
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
@@ -168,8 +209,6 @@ def test_values_that_are_no_numbers_are_refused(tmp_path):
 
 
 def test_an_hdf5_of_another_layout_names_the_one_expected(tmp_path):
-    import h5py
-
     file = tmp_path / "other.h5"
     with h5py.File(file, "w") as h5:
         h5["data"] = np.zeros(3)
@@ -178,6 +217,21 @@ def test_an_hdf5_of_another_layout_names_the_one_expected(tmp_path):
     file.write_bytes(b"no HDF5")
     with pytest.raises(UserError, match=r"other\.h5: not a readable HDF5"):
         targettrack.read(settings(file))
+
+
+def test_targettrack_datasets_of_another_shape_are_named(tmp_path):
+    file = tmp_path / "worm.h5"
+    for points in (np.zeros((2, 3, 3)), np.zeros((4, 3))):
+        write_targettrack(file)
+        with h5py.File(file, "a") as h5:
+            del h5["pointdat"]
+            h5["pointdat"] = points
+        with pytest.raises(UserError, match=r"worm\.h5: 'pointdat' is \(.*wanted \[4 or more"):
+            targettrack.read(settings(file))
+    with h5py.File(file, "w") as h5:
+        h5["0/frame"] = np.full((1, 8, 8, 2), np.nan, np.float32)
+    with pytest.raises(UserError, match=r"worm\.h5: volume 0 unreadable: .* NaN"):
+        targettrack.read(settings(file)).read(0)
 
 
 def test_bad_z_ranges_are_named(tmp_path):

@@ -124,6 +124,25 @@ def test_going_on_with_other_images_is_refused(tmp_path):
         train.run(smoke(**settings), str(tmp_path / "run"))
 
 
+def test_a_run_may_go_on_with_more_steps_a_call_if_they_fit(tmp_path, unbroken):
+    path = tmp_path / "run"
+    train.run(smoke(train__steps=10), str(path))
+    with pytest.raises(UserError, match="4 does not divide the 10 steps from 10 to train.steps 20"):
+        train.run(smoke(train__steps_per_call=4), str(path))
+    train.run(smoke(train__steps_per_call=5), str(path))
+    assert int(final_state(path, smoke())[0].step) == 20
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    path = tmp_path / "run"
+    train.run(smoke(train__steps=10), str(path))
+    for file in (path / "checkpoints/10/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match="the checkpoint .*/10 is damaged .*remove it"):
+        train.run(smoke(), str(path))
+
+
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(epath.Path(tmp_path / "c"), keep=2)
     weights = {"w": np.ones(2, np.float32)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import warnings
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import ml_collections
 import numpy as np
 import tifffile
@@ -32,18 +34,24 @@ def read(config: ml_collections.ConfigDict) -> Frames:
     root, files, skipped = find_files(config.path, STILLS + STACKS)
     names: list[str] = []
     recordings: list[str] = []
-    places: list[tuple[Path, int]] = []
+    places: list[tuple[Path, tuple[int, ...]]] = []
     for file in files:
         name = str(file.relative_to(root))
-        pages = _page_count(file) if file.suffix.lower() in STACKS else 1
-        for page in range(pages):
-            names.append(name if pages == 1 else f"{name}#{page}")
-            recordings.append(str(file.parent.relative_to(root)) if pages == 1 else name)
-            places.append((file, page))
+        frames = _tiff_frames(file) if file.suffix.lower() in STACKS else [(0,)]
+        for number, pages in enumerate(frames):
+            names.append(name if len(frames) == 1 else f"{name}#{number}")
+            recordings.append(str(file.parent.relative_to(root)) if len(frames) == 1 else name)
+            places.append((file, pages))
+
+    def frame(i: int) -> Frame:
+        image, colour = _load(*places[i])
+        return Frame(to_channels(image, config.channel, config.channels, names[i], colour=colour))
+
     return Frames(
         names=names,
         recordings=_stretches(names, recordings),
-        read=lambda i: Frame(_channels(_load(*places[i]), config, names[i])),
+        moments=range(len(names)),
+        read=frame,
         skipped=skipped,
     )
 
@@ -85,8 +93,6 @@ def to_channels(
     grey by repetition; several channels that are no colour must be chosen from.
     """
     image = image[..., None] if image.ndim == 2 else image
-    if colour and image.shape[-1] in (2, 4):
-        image = image[..., :-1]  # transparency
     have = image.shape[-1]
     if channel >= have:
         raise UserError(f"data.channel: {channel} asked for, but {name} has {have} channels")
@@ -102,10 +108,6 @@ def to_channels(
             f" --config.data.channel=0..{have - 1}"
         )
     return np.repeat(image, wanted, -1) if image.shape[-1] == 1 else image
-
-
-def _channels(image: np.ndarray, config: ml_collections.ConfigDict, name: str) -> np.ndarray:
-    return to_channels(image, config.channel, config.channels, name, colour=True)
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
@@ -147,34 +149,52 @@ _READ_ERRORS = (
 )
 
 
-def _page_count(file: Path) -> int:
+def _tiff_frames(file: Path) -> list[tuple[int, ...]]:
+    """The pages that each frame of a TIFF is made of: one, or one a channel."""
     try:
         with tifffile.TiffFile(file) as tiff:
-            return len(tiff.pages)
+            axes, shape = tiff.series[0].axes, tiff.series[0].shape
+            count, whole = len(tiff.pages), len(tiff.series) == 1
     except _READ_ERRORS as error:
         raise UserError(f"{file}: not a readable TIFF ({_brief(error)})") from error
+    sizes = {a: n for a, n in zip(axes, shape, strict=True) if a not in "YXS" and n > 1}
+    if not whole or math.prod(sizes.values()) != count or "C" not in sizes:
+        if "Z" in sizes and "T" in sizes:
+            raise UserError(
+                f"{file}: holds {sizes['T']} times of {sizes['Z']} planes; project or choose planes"
+            )
+        return [(page,) for page in range(count)]
+    pages = np.moveaxis(np.arange(count).reshape(*sizes.values()), list(sizes).index("C"), -1)
+    return [tuple(int(p) for p in group) for group in pages.reshape(-1, sizes["C"])]
 
 
-def _load(file: Path, page: int) -> np.ndarray:
+def _load(file: Path, pages: tuple[int, ...]) -> tuple[np.ndarray, bool]:
+    """`[H, W]` or `[H, W, K]`, transparency left out, and whether the channels are colours."""
     try:
-        return _load_tiff(file, page) if file.suffix.lower() in STACKS else _load_still(file)
+        if file.suffix.lower() in STACKS:
+            planes = [_load_page(file, page) for page in pages]
+            colour = len(planes) == 1 and planes[0].shape[2:] == (3,)
+            return planes[0] if len(planes) == 1 else np.stack(planes, -1), colour
+        return _load_still(file), True
     except _READ_ERRORS as error:
         raise UserError(f"{file}: unreadable or truncated image ({_brief(error)})") from error
 
 
-def _load_tiff(file: Path, page: int) -> np.ndarray:
+def _load_page(file: Path, number: int) -> np.ndarray:
     with tifffile.TiffFile(file) as tiff:
-        this = tiff.pages[page]
-        _refuse_bomb(file, int(np.prod(this.shape)))
-        end = max(o + n for o, n in zip(this.dataoffsets, this.databytecounts, strict=True))
+        page = tiff.pages[number]
+        _refuse_bomb(file, int(np.prod(page.shape)))
+        end = max(o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True))
         if end > file.stat().st_size:  # tifffile fills what is missing with zeros
             raise OSError("the file ends before its image data")
-        image = this.asarray()
-    if image.ndim == 3 and this.axes.startswith("S"):  # samples stored plane by plane
+        image = page.asarray()
+    if image.ndim == 3 and page.axes.startswith("S"):  # samples stored plane by plane
         image = np.moveaxis(image, 0, -1)
     if image.ndim not in (2, 3):
-        raise UserError(f"{file}: page {page} has shape {image.shape}; wanted rows and columns")
-    return _numeric(file, image)
+        raise UserError(f"{file}: page {number} has shape {image.shape}; wanted rows and columns")
+    alpha = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+    transparent = image.ndim == 3 and any(sample in alpha for sample in page.aspage().extrasamples)
+    return _numeric(file, image[..., :-1] if transparent else image)
 
 
 def _load_still(file: Path) -> np.ndarray:
@@ -186,9 +206,15 @@ def _load_still(file: Path) -> np.ndarray:
             raise UserError(f"{file}: refused as a decompression bomb ({error})") from error
     with opened as image:
         _refuse_bomb(file, image.width * image.height)
-        plain = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
-        mode = plain.get(image.mode, image.mode)
-        return _numeric(file, np.asarray(image.convert(mode) if mode != image.mode else image))
+        if image.mode in ("1", "P", "PA", "CMYK", "YCbCr"):
+            plain = np.asarray(image.convert("L" if image.mode == "1" else "RGB"))
+        elif image.format == "PNG":  # of which Pillow cuts 16-bit colour to 8
+            plain = imagecodecs.png_decode(file.read_bytes())
+        else:
+            plain = np.asarray(image)
+    if plain.ndim == 3 and plain.shape[-1] in (2, 4):
+        plain = plain[..., :-1]  # transparency
+    return _numeric(file, plain)
 
 
 def _refuse_bomb(file: Path, pixels: int) -> None:
@@ -202,8 +228,6 @@ def _refuse_bomb(file: Path, pixels: int) -> None:
 def _numeric(file: Path, image: np.ndarray) -> np.ndarray:
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
-    if image.dtype == np.int32 and image.min() >= 0 and image.max() <= 65535:
-        image = image.astype(np.uint16)  # Pillow opens 16-bit PNG as int32
     image = image.astype(image.dtype.newbyteorder("="))
     kinds = ("uint8", "uint16", "int8", "int16", "float16", "float32", "float64")
     if image.dtype.name not in kinds:

@@ -38,6 +38,8 @@ class Frames:
     Attributes:
       names: one a frame, unique: a file's path below `data.path`, `#page` added in a stack.
       recordings: one a frame: the recording, or the unbroken stretch of one, it belongs to.
+      moments: what was taken at the same moment (the z ranges of a volume) has the same number;
+        such frames are never parted by a split.
       read: the frame with a given index; raises `UserError` naming the file if it is unreadable.
       shape: `[H, W, C]` of every frame where that is known without reading, else None.
       reference: a source image that comes with the data (the simulator's), or None.
@@ -48,6 +50,7 @@ class Frames:
 
     names: Sequence[str]
     recordings: Sequence[str]
+    moments: Sequence[int]
     read: Callable[[int], Frame]
     shape: tuple[int, int, int] | None = None
     reference: Frame | None = None
@@ -69,6 +72,7 @@ class Frames:
             self,
             names=[self.names[i] for i in indices],
             recordings=[self.recordings[i] for i in indices],
+            moments=[self.moments[i] for i in indices],
             splits=None if self.splits is None else [self.splits[i] for i in indices],
             read=read,
         )

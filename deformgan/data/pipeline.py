@@ -69,8 +69,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.size: {config.size}; give 8 pixels or more")
     if config.channels not in (1, 3):
         raise UserError(f"data.channels: {config.channels}; images have 1 or 3 channels")
-    if not (0 <= config.validation < 1 and 0 <= config.test < 1):
-        raise UserError("data.validation, data.test: shares of the frames, from 0 to below 1")
+    if not (config.validation >= 0 and config.test >= 0 and config.validation + config.test < 1):
+        raise UserError("data.validation, data.test: give shares of the frames, together below 1")
+    if config.seed < 0:
+        raise UserError(f"data.seed: {config.seed}; give 0 or more")
+    for key in ("percentiles", "range"):
+        if len(config[key]) != 2 or not config[key][0] < config[key][1]:
+            raise UserError(f"data.{key}: {tuple(config[key])}; give (low, high), low below high")
+    if not (config.percentiles[0] >= 0 and config.percentiles[1] <= 100):
+        raise UserError(f"data.percentiles: {tuple(config.percentiles)} are not within 0 to 100")
     if config.source == "simulated" and config.channels != 1:
         raise UserError(f"data.channels: {config.channels}; simulated worms are grey, set it to 1")
     if config.source == "simulated" and config.count < 1:
@@ -119,8 +126,10 @@ def build(
         return dataclasses.replace(out, image=_blurred(out.image, config.blur))
 
     chosen = members["train"]
-    if not chosen:
-        raise UserError(f"data.path: no training frames among the {len(frames)} frames")
+    if len(chosen) < 2:
+        raise UserError(
+            f"data: {len(chosen)} training frames of {len(frames)}; 2 or more are needed"
+        )
     bytes_needed = len(chosen) * config.size**2 * config.channels * 4
     fits = bytes_needed <= config.memory_mib * _MIB
     sample = chosen if fits else chosen[:: -(-len(chosen) // _SURVEY)]
@@ -156,9 +165,13 @@ def split_frames(
 ) -> tuple[Sequence[str], list[int]]:
     """The split and the block of each frame: those it came with, else by blocks."""
     if frames.splits is not None:
-        return frames.splits, splits.blocks(frames.recordings)
+        return frames.splits, splits.blocks(frames.recordings, frames.moments)
     return splits.assign(
-        frames.recordings, validation=config.validation, test=config.test, seed=config.seed
+        frames.recordings,
+        frames.moments,
+        validation=config.validation,
+        test=config.test,
+        seed=config.seed,
     )
 
 
@@ -202,8 +215,6 @@ def _scaling(
 ) -> scaling.Scaling:
     if config.scaling == "range":
         low, high = config.range
-        if not low < high:
-            raise UserError(f"data.range: {low} to {high} is no range; give (low, high)")
     else:
         low, high = (float(v) for v in np.percentile(fitted, config.percentiles))
         if not low < high:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from deformgan.errors import UserError
+
 SCALINGS = ("percentile", "range")
 
 
@@ -30,6 +32,11 @@ class Depth:
         if dtype in (np.dtype("uint8"), np.dtype("uint16")):
             return cls(dtype.name, 1.0, 0.0)
         if np.issubdtype(dtype, np.integer):
+            if high - low > 65535:
+                raise UserError(
+                    f"data.path: {dtype} values from {low:.0f} to {high:.0f} do not fit in 16 bits;"
+                    " scale them first"
+                )
             return cls("uint8" if high - low <= 255 else "uint16", 1.0, float(low))
         return cls("uint16", (high - low) / 65535 or 1.0, float(low))
 

@@ -112,6 +112,7 @@ def read(config: ml_collections.ConfigDict) -> Frames:
     return Frames(
         names=[f"{config.set}_{i:06d}" for i in range(config.count)],
         recordings=[config.set] * config.count,
+        moments=range(config.count),
         read=lambda i: to_frame(jax.tree.map(lambda leaf: leaf[i], truth)),
         shape=(config.size, config.size, 1),
         reference=source_image(config.set, config.size, config.seed),

@@ -15,7 +15,7 @@ _FEWEST_RECORDINGS = 5  # with fewer, each is cut into blocks of time
 _BLOCKS = 10  # blocks of time a recording is cut into
 
 
-def blocks(recordings: Sequence[str]) -> list[int]:
+def blocks(recordings: Sequence[str], moments: Sequence[int]) -> list[int]:
     """The block that each frame belongs to: its recording, or a tenth of it where few exist."""
     names = list(dict.fromkeys(recordings))
     if len(names) >= _FEWEST_RECORDINGS:
@@ -23,22 +23,24 @@ def blocks(recordings: Sequence[str]) -> list[int]:
     out = [0] * len(recordings)
     first = 0
     for name in names:
-        members = [i for i, r in enumerate(recordings) if r == name]
-        parts = np.array_split(members, min(_BLOCKS, len(members)))
-        for number, part in enumerate(parts):
-            for i in part:
-                out[i] = first + number
+        own = [i for i, r in enumerate(recordings) if r == name]
+        times = list(dict.fromkeys(moments[i] for i in own))
+        parts = np.array_split(times, min(_BLOCKS, len(times)))
+        block = {time: first + number for number, part in enumerate(parts) for time in part}
+        for i in own:
+            out[i] = block[moments[i]]
         first += len(parts)
     return out
 
 
 def assign(
-    recordings: Sequence[str], *, validation: float, test: float, seed: int
+    recordings: Sequence[str], moments: Sequence[int], *, validation: float, test: float, seed: int
 ) -> tuple[list[str], list[int]]:
     """Assigns whole blocks to splits.
 
     Args:
       recordings: the recording of each frame, frames in time order.
+      moments: equal for frames of the same moment, which stay together.
       validation: share of the blocks for validation, rounded; may come to none.
       test: share of the blocks for the test; at least one block if there are two and it is not 0.
       seed: of the permutation of blocks.
@@ -46,7 +48,7 @@ def assign(
     Returns:
       The split of each frame, one of `SPLITS`, and the block of each frame.
     """
-    block = blocks(recordings)
+    block = blocks(recordings, moments)
     count = max(block) + 1
     n_test = min(count - 1, max(1, round(test * count))) if test else 0
     n_validation = min(count - 1 - n_test, round(validation * count))

@@ -26,21 +26,24 @@ def read(config: ml_collections.ConfigDict) -> Frames:
     root, files, skipped = find_files(config.path, (".h5", ".hdf5"))
     names: list[str] = []
     recordings: list[str] = []
+    moments: list[int] = []
     places: list[tuple[Path, str, tuple[int, int]]] = []
     for file in files:
         for volume, depth in _volumes(file):
+            moment = len(set(moments))
             for low, high in z_ranges(config.z_ranges, depth):
                 names.append(f"{file.relative_to(root)}#{volume}[{low}:{high}]")
                 recordings.append(str(file.relative_to(root)))
+                moments.append(moment)
                 places.append((file, volume, (low, high)))
 
     def frame(i: int) -> Frame:
         try:
             return _project(*places[i], config)
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{places[i][0]}: volume {places[i][1]} unreadable: {error}") from error
 
-    return Frames(names, recordings, frame, skipped=skipped)
+    return Frames(names, recordings, moments, frame, skipped=skipped)
 
 
 def z_ranges(text: str, depth: int) -> list[tuple[int, int]]:
@@ -65,6 +68,10 @@ def _volumes(file: Path) -> list[tuple[str, int]]:
             names = sorted((n for n in h5 if n.isdigit()), key=int)
             names = [n for n in names if isinstance(h5.get(f"{n}/frame"), h5py.Dataset)]
             shapes = [h5[f"{n}/frame"].shape for n in names]
+            kinds = {h5[f"{n}/frame"].dtype.kind for n in names}
+            points = h5.get("pointdat")
+            if points is not None:
+                points = getattr(points, "shape", "a group")
     except OSError as error:
         raise UserError(f"{file}: not a readable HDF5 file ({error})") from error
     if not names:
@@ -75,8 +82,15 @@ def _volumes(file: Path) -> list[tuple[str, int]]:
     for name, shape in zip(names, shapes, strict=True):
         if len(shape) != 4:
             raise UserError(f"{file}: '{name}/frame' has shape {shape}; wanted [C, W, H, D]")
-        if np.prod(shape) > MOST_PIXELS:
-            raise UserError(f"{file}: '{name}/frame' has shape {shape}, too large to be read")
+        if min(shape) < 1 or np.prod(shape) > MOST_PIXELS:
+            raise UserError(
+                f"{file}: '{name}/frame' has shape {shape}, empty or too large to be read"
+            )
+    if kinds - set("iuf"):
+        raise UserError(f"{file}: the frames hold no numbers")
+    last = int(names[-1])
+    if points is not None and not (len(points) == 3 and points[0] > last and points[2] == 3):
+        raise UserError(f"{file}: 'pointdat' is {points}; wanted [{last + 1} or more, N + 1, 3]")
     return [(n, s[3]) for n, s in zip(names, shapes, strict=True)]
 
 
@@ -88,12 +102,16 @@ def _project(
         frame = h5[f"{volume}/frame"][..., low:high]  # [C, W, H, D]
         mask = h5[f"{volume}/mask"][..., low:high] if f"{volume}/mask" in h5 else None
         points = h5["pointdat"][int(volume)] if "pointdat" in h5 else None  # [N + 1, 3]
+    if not np.isfinite(frame).all():
+        raise ValueError("the frame holds NaN or infinite values")
     flat = frame.max(-1).transpose(2, 1, 0)  # [H, W, C]
     image = to_channels(flat, config.channel, config.channels, f"{file}", colour=False)
     if mask is None and points is None:
         return Frame(image)
     labelled = None
     if mask is not None:
+        if mask.max(initial=0) > 65535:
+            raise ValueError("mask labels above 65535")
         if mask.shape != frame.shape[1:]:
             raise ValueError(f"mask {mask.shape} does not match frame {frame.shape}")
         shown = frame[max(config.channel, 0)].astype(np.float64)

@@ -7,9 +7,12 @@ is shifted to unsigned, and the shift is kept in the dataset's metadata.
 
 from __future__ import annotations
 
+import atexit
 import collections
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import imagecodecs
@@ -64,13 +67,14 @@ def read(config: ml_collections.ConfigDict) -> Frames:
     known = set(sources) <= set(SPLITS) and len(sources) > 1
     stored = metadata.get("frames", {})  # {split: {names, recordings}}
 
-    def listed(what: str, otherwise: Any) -> list[str]:
+    def listed(what: str, otherwise: Callable[[str, int], Any]) -> list[Any]:
         return [stored[s][what][i] if s in stored else otherwise(s, i) for s, i in places]
 
     static = features[image_name].shape
     return Frames(
         names=listed("names", lambda s, i: f"{s}[{i}]"),
         recordings=listed("recordings", lambda s, i: s),
+        moments=listed("moments", lambda s, i: i),
         read=frame,
         shape=static if None not in static else None,
         splits=[s for s, _ in places] if known else None,
@@ -106,24 +110,34 @@ def write(frames: Frames, splits: Sequence[str], depth: Depth, path: str, name: 
             split: {
                 "names": [frames.names[i] for i in members],
                 "recordings": [frames.recordings[i] for i in members],
+                "moments": [frames.moments[i] for i in members],
             }
             for split, members in order.items()
         },
     }
     tfds.disable_progress_bar()
-    builder = _Writer(
-        frames=frames,
-        order=order,
-        depth=depth,
-        metadata=metadata,
-        name=name,
-        data_dir=path,
-    )
     try:
-        builder.download_and_prepare()
+        with tempfile.TemporaryDirectory() as staging:  # ArrayRecord writes to local files only
+            local = staging if "://" in path else path
+            _Writer(
+                frames=frames,
+                order=order,
+                depth=depth,
+                metadata=metadata,
+                name=name,
+                data_dir=local,
+            ).download_and_prepare()
+            if local == staging:
+                _copy(epath.Path(staging) / name / _VERSION, target)
     except OSError as error:
         raise UserError(f"workdir: cannot write {target} ({error})") from error
     return str(target)
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        file.copy(target / file.name, overwrite=True)
 
 
 class _Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -217,7 +231,13 @@ def _builder(path: str) -> tfds.core.DatasetBuilder:
             f"data.path: {len(versions)} datasets under {path}; give one of"
             f" {', '.join(str(v) for v in versions)}"
         )
-    return tfds.builder_from_directory(versions[0])
+    folder = versions[0]
+    if "://" in path:  # ArrayRecord reads local files only
+        local = epath.Path(tempfile.mkdtemp(prefix="deformgan-tfds-"))
+        atexit.register(shutil.rmtree, local, ignore_errors=True)
+        _copy(folder, local)
+        folder = local
+    return tfds.builder_from_directory(folder)
 
 
 def _frame(
@@ -232,6 +252,8 @@ def _frame(
         image = np.asarray(imagecodecs.imread(bytes(encoded)))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"data.path: example {name} holds an unreadable image") from error
+    if not metadata and image.ndim == 3 and image.shape[-1] in (2, 4):
+        image = image[..., :-1]  # transparency
     image = to_channels(image, config.channel, config.channels, name, colour=not metadata)
     if not metadata:
         return Frame(image)

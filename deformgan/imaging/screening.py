@@ -162,19 +162,24 @@ def _unscored(name: str) -> Row:
 
 
 def _scored(frames: Frames, *, drop: bool) -> list[Row]:
-    images = [frames.read(i).image for i in range(len(frames))]
-    top = max(float(image.max()) for image in images)
-    scores = np.array([_scores(image, top) for image in images])  # [N, 7]
-    usual = collections.Counter(image.shape[:2] for image in images).most_common(1)[0][0]
+    top = max(float(frames.read(i).image.max()) for i in range(len(frames)))
+    found, shapes, digests = [], [], []
+    for i in range(len(frames)):
+        image = frames.read(i).image
+        found.append(_scores(image, top))
+        shapes.append(image.shape[:2])
+        digests.append(_digest(image))
+    scores = np.array(found)  # [N, 7]
+    usual = collections.Counter(shapes).most_common(1)[0][0]
     outlier = _isolation(scores[:, [0, 1, 5, 6]])
     median_spread, margin = np.median(scores[:, 1]), np.median(scores[:, 4])
     first: dict[bytes, str] = {}
     rows = []
-    for i, (name, image) in enumerate(zip(frames.names, images, strict=True)):
+    for i, (name, shape) in enumerate(zip(frames.names, shapes, strict=True)):
         mean, spread, saturated, stripe, border = scores[i, :5]
-        twin = first.setdefault(_digest(image), name)
+        twin = first.setdefault(digests[i], name)
         faults = {
-            "wrong_size": image.shape[:2] != usual,
+            "wrong_size": shape != usual,
             "empty": spread <= _EMPTY * median_spread,
             "duplicate": twin != name,
             "saturated": saturated > _SATURATED,
@@ -189,8 +194,8 @@ def _scored(frames: Frames, *, drop: bool) -> list[Row]:
                 name=name,
                 reason=reason,
                 dropped=drop and bool(reason),
-                height=image.shape[0],
-                width=image.shape[1],
+                height=shape[0],
+                width=shape[1],
                 mean=mean,
                 spread=spread,
                 saturated=saturated,
@@ -212,7 +217,7 @@ def _scores(image: np.ndarray, top: float) -> tuple[float, ...]:
     """Mean, spread, saturated share, stripe, border, brightest percentile, sharpness."""
     grey = image.astype(np.float64).mean(-1)
     bright = float(np.percentile(grey, 99.5))
-    reach = bright - float(np.median(grey))
+    reach = bright - float(np.percentile(grey, 0.5))
     sharp = float(np.abs(ndimage.laplace(grey)).mean()) / (float(grey.std()) or 1.0)
     stripe = max(_stripe(grey), _stripe(grey.T)) / reach if reach > 0 else 0.0
     saturated = float((image >= top).mean()) if top > image.min() else 0.0

@@ -47,7 +47,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         z = jax.vmap(lambda key: jax.random.normal(key, (model.latent,)))(keys)  # [b, Z]
         unit, updated = generator.apply(variables, z, train=train, mutable=["batch_stats"])
         displacement = model.max_displacement * unit
-        images = warp(constants["source"], displacement, border=model.border)
+        images = warp(constants["source"], displacement, border=model.border, fill=-1.0)
         return images, displacement, updated["batch_stats"]
 
     def discriminate(
@@ -103,7 +103,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         loss = jnp.mean(game.gen)
         metrics = {
             "gen/adversarial": loss,
-            "gen/displacement_rms": jnp.sqrt(jnp.mean(jnp.square(displacement))),
+            "gen/displacement": jnp.mean(jnp.abs(displacement)),  # pixels
         }
         return loss, Aux(metrics, stats)
 
@@ -189,6 +189,14 @@ def _check(config: ml_collections.ConfigDict) -> None:
     choose("model.border", model.border, BORDERS)
     dcgan.check_widths("model.gen_widths", tuple(model.gen_widths), config.data.size)
     dcgan.check_widths("model.disc_widths", tuple(model.disc_widths), config.data.size)
+    if model.latent < 1 or min(*model.gen_widths, *model.disc_widths) < 1:
+        raise UserError("model.latent, model.gen_widths, model.disc_widths: give 1 or more")
+    if not (0 <= config.augment.translation < 0.5 and 0 <= config.augment.cutout < 1):
+        raise UserError(
+            "augment.translation, augment.cutout: give shares of the side, 0 to 0.5 or 1"
+        )
+    if not (config.loss.r1 >= 0 and config.loss.r2 >= 0):
+        raise UserError("loss.r1, loss.r2: give 0 or more")
     if model.max_displacement <= 0:
         raise UserError(f"model.max_displacement: {model.max_displacement}; give pixels above 0")
     if config.loss.penalty_every < 1:
