@@ -17,10 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from configs import worms
 from deformgan import optim, parallel
 from deformgan.data import pipeline
+from deformgan.data.feed import make_feed
 from deformgan.models.layers import AXIS
+from deformgan.monitor import watchers
 from deformgan.objectives import deform
 from deformgan.step import initial_state, make_step
-from deformgan.train import watchers
 
 
 def timed(name, function, repeats):
@@ -47,7 +48,7 @@ def main():
     objective, optimisers = deform.create(config), optim.make(config.optimiser)
     constants = objective.fit(dataset)
     positions = parallel.positions(config.train.batch_size)
-    feed = pipeline.make_feed(dataset, config.train.batch_size, 0, process=0, processes=1)
+    feed = make_feed(dataset.train, config.train.batch_size, 0, process=0, processes=1)
     print(f"{parallel.describe()}, batch {config.train.batch_size}")
 
     call = parallel.map_devices(make_step(objective, optimisers, feed, config), axis_name=AXIS)

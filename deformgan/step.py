@@ -15,10 +15,10 @@ import ml_collections
 import optax
 from jax import lax
 
-from deformgan.data.pipeline import Batch, Feed
+from deformgan.data.feed import Batch, Feed
 from deformgan.models.layers import AXIS
-from deformgan.objectives.contract import Constants, Metrics, Objective, Params
-from deformgan.state import Pair, TrainState
+from deformgan.objectives.contract import Constants, Inputs, Metrics, Objective, Params
+from deformgan.state import Pair, TrainState, Variables
 
 
 class Purpose(enum.IntEnum):
@@ -74,13 +74,14 @@ def train_step(
     """Updates the discriminator, then the generator against it, then the generator's average."""
     key, variables = jax.random.wrap_key_data(state.key), state.variables
 
-    def keys(purpose: Purpose) -> jax.Array:
-        return example_keys(key, state.step, purpose, positions)
+    def inputs(variables: Pair[Variables], purpose: Purpose) -> Inputs:
+        keys = example_keys(key, state.step, purpose, positions)
+        return Inputs(variables, batch, constants, keys)
 
     def disc_total(params: Params) -> tuple[jax.Array, tuple[Metrics, Params]]:
-        loss, aux = objective.disc_loss(params, variables, batch, constants, keys(Purpose.DISC))
+        loss, aux = objective.disc_loss(params, inputs(variables, Purpose.DISC))
         extra, extra_metrics = _lazy_penalty(
-            objective, state.step, params, variables, batch, constants, keys(Purpose.PENALTY)
+            objective, state.step, params, inputs(variables, Purpose.PENALTY)
         )
         return loss + extra, (aux.metrics | extra_metrics, aux.stats)
 
@@ -90,9 +91,7 @@ def train_step(
     variables = Pair(gen=variables.gen, disc={"params": params, "batch_stats": stats})
 
     params = variables.gen["params"]
-    grads, aux = jax.grad(objective.gen_loss, has_aux=True)(
-        params, variables, batch, constants, keys(Purpose.GEN)
-    )
+    grads, aux = jax.grad(objective.gen_loss, has_aux=True)(params, inputs(variables, Purpose.GEN))
     params, gen_opt, gen_norm = _update(optimisers.gen, grads, state.opt.gen, params)
     variables = Pair(gen={"params": params, "batch_stats": aux.stats}, disc=variables.disc)
 
@@ -109,16 +108,16 @@ def train_step(
 
 
 def _lazy_penalty(
-    objective: Objective, step: jax.Array, *args: Params
+    objective: Objective, step: jax.Array, params: Params, inputs: Inputs
 ) -> tuple[jax.Array, Metrics]:
     """The penalty times its interval on every such step, else 0: its mean is the full penalty."""
     every = objective.penalty_every
     if not every:
         return jnp.zeros(()), {}
-    shapes = jax.eval_shape(objective.penalty, *args)
+    shapes = jax.eval_shape(objective.penalty, params, inputs)
     return lax.cond(
         step % every == 0,
-        lambda: jax.tree.map(lambda x: every * x, objective.penalty(*args)),
+        lambda: jax.tree.map(lambda x: every * x, objective.penalty(params, inputs)),
         lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
     )
 

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import signal
 import types
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from deformgan import __version__, intake, optim, parallel, report
-from deformgan.checkpoint import BEST, Checkpoints
+from deformgan.checkpoint import Checkpoints
 from deformgan.data import pipeline
+from deformgan.data.feed import make_feed
 from deformgan.errors import Interrupted, RunError, UserError, resolve
 from deformgan.log import Log, hush_writers, say
-from deformgan.metrics.wasserstein import sliced_wasserstein
 from deformgan.models.layers import AXIS
-from deformgan.objectives.contract import Constants, Objective, Samples
+from deformgan.monitor import watchers
+from deformgan.objectives.contract import Constants, Objective
 from deformgan.state import TrainState
-from deformgan.step import Purpose, example_keys, initial_state, make_step
+from deformgan.step import initial_state, make_step
 from deformgan.workdir import Workdir, to_json
-
-_MONITORED = 64  # samples from fixed latents that collapse is watched on
-_SHOWN = 7  # the first of them, in pictures
 
 
 def run(config: ml_collections.ConfigDict, path: str) -> None:
@@ -129,8 +124,8 @@ class Training:
         self.objective = objective
         process, processes = parallel.process()
         batch_size = config.train.batch_size
-        feed = pipeline.make_feed(
-            dataset, batch_size, config.seed, process=process, processes=processes
+        feed = make_feed(
+            dataset.train, batch_size, config.seed, process=process, processes=processes
         )
         optimisers = optim.make(config.optimiser)
         constants = objective.fit(dataset)
@@ -144,9 +139,8 @@ class Training:
             "frames": _digest(dataset.split["names"]),
         }
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.ema, constants)))
-        workdir.check_space(
-            (config.checkpoint.keep + 2) * size
-        )  # the best and the one in the making
+        count = config.checkpoint.keep + 2  # the best, and the one in the making
+        workdir.check_space(count * size)
         if checkpoints.latest() is not None:
             state, before = checkpoints.restore(state)
             self._check_same_data(before)
@@ -269,28 +263,6 @@ class Training:
 
     def _preempted(self) -> bool:
         return self.checkpoints.preempted(self.step) if parallel.process()[1] > 1 else False
-
-
-def watchers(
-    objective: Objective, real: np.ndarray, seed: int
-) -> tuple[Callable[..., dict[str, jax.Array]], Callable[..., Samples]]:
-    """Two functions of (generator variables, constants): the health of fixed latents, and a few.
-
-    The health has the objective's own measures and the distance that checkpoints are chosen by.
-    """
-    key, images = jax.random.key(seed), jnp.asarray(real)
-
-    def sample(variables: Any, constants: Constants, count: int) -> Samples:
-        keys = example_keys(key, 0, Purpose.SAMPLE, jnp.arange(count))
-        return objective.sample(variables, constants, keys)
-
-    @jax.jit
-    def watch(variables: Any, constants: Constants) -> dict[str, jax.Array]:
-        samples = sample(variables, constants, _MONITORED)
-        distance = sliced_wasserstein(key, samples.images, images)
-        return objective.monitor(samples, images) | {BEST: distance}
-
-    return watch, jax.jit(functools.partial(sample, count=_SHOWN))
 
 
 class _Signals:

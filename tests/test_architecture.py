@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"main"},
     {"train", "evaluate", "sample", "prepare", "study"},
-    {"intake"},
+    {"intake", "monitor"},
     {"report", "export", "log"},
     {"step"},
     {"workdir", "parallel", "checkpoint", "optim"},

@@ -7,6 +7,7 @@ from builders import smoke, write_images, write_targettrack
 from scipy import ndimage
 
 from deformgan.data import geometry, pipeline, splits
+from deformgan.data.feed import draw_indices, make_feed
 from deformgan.data.frames import Frame, Labels
 from deformgan.data.scaling import Depth, Scaling
 from deformgan.errors import UserError
@@ -140,9 +141,7 @@ def test_a_split_is_that_of_its_seed():
 
 def test_epochs_are_permutations_across_batches():
     key = jax.random.key(0)
-    draw = jax.jit(
-        lambda step: pipeline.draw_indices(key, step, jnp.arange(6), batch_size=6, count=9)
-    )
+    draw = jax.jit(lambda step: draw_indices(key, step, jnp.arange(6), batch_size=6, count=9))
     drawn = np.concatenate([draw(step) for step in range(9)])  # six epochs of nine
     for epoch in drawn.reshape(6, 9):
         assert sorted(epoch) == list(range(9))
@@ -154,7 +153,7 @@ def test_batches_do_not_depend_on_the_device_count():
     for count in (5, 40):  # with replacement, and without
 
         def draw(positions, count=count):
-            return pipeline.draw_indices(key, 7, positions, batch_size=8, count=count)
+            return draw_indices(key, 7, positions, batch_size=8, count=count)
 
         halves = np.concatenate([draw(jnp.arange(4)), draw(jnp.arange(4, 8))])
         np.testing.assert_array_equal(draw(jnp.arange(8)), halves)
@@ -170,7 +169,7 @@ def test_a_large_set_is_streamed_and_every_process_reads_its_share(tmp_path):
     np.testing.assert_allclose(np.stack(list(dataset.train)), held.train, atol=1e-6)
 
     def batches(start, count, process=0, processes=1):
-        feed = pipeline.make_feed(dataset, 4, 0, process=process, processes=processes)
+        feed = make_feed(dataset.train, 4, 0, process=process, processes=processes)
         stream = feed.stream(start)
         return [next(stream)["images"] for _ in range(count)]
 

@@ -7,6 +7,7 @@ from builders import smoke
 
 from deformgan import augment, optim
 from deformgan.data import pipeline
+from deformgan.data.feed import make_feed
 from deformgan.models.layers import AXIS
 from deformgan.objectives import deform
 from deformgan.step import Purpose, example_keys, initial_state, make_step
@@ -25,7 +26,7 @@ def train(dataset, config, *, devices, calls):
     objective, optimisers = deform.create(config), optim.make(config.optimiser)
     constants = objective.fit(dataset)
     state = initial_state(objective, optimisers, constants, config.seed)
-    feed = pipeline.make_feed(dataset, BATCH, config.seed, process=0, processes=1)
+    feed = make_feed(dataset.train, BATCH, config.seed, process=0, processes=1)
     step = jax.pmap(
         make_step(objective, optimisers, feed, config),
         axis_name=AXIS,

@@ -13,12 +13,29 @@ from typing import Any, NamedTuple
 
 import jax
 
-from deformgan.data.pipeline import Batch, Dataset
+from deformgan.data.feed import Batch
+from deformgan.data.pipeline import Dataset
 from deformgan.state import Pair, Variables
 
 Constants = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Params = Any
+
+
+class Inputs(NamedTuple):
+    """What a loss sees beside the parameters it is differentiated in.
+
+    Attributes:
+      variables: of both networks.
+      batch: this device's share, `images` `[b, H, W, C]` in [-1, 1].
+      constants: what `fit` returned.
+      keys: PRNG keys `[b]`, one an example of the global batch.
+    """
+
+    variables: Pair[Variables]
+    batch: Batch
+    constants: Constants
+    keys: jax.Array
 
 
 class Aux(NamedTuple):
@@ -51,12 +68,10 @@ class Objective:
       fit: dataset -> constants: what is estimated from the data once. Saved in the checkpoint, so
         that sampling needs no data.
       init: (key, constants) -> variables of both networks.
-      disc_loss: (discriminator parameters, variables, batch, constants, keys) -> scalar, Aux.
-        `keys` are PRNG keys `[b]`, one an example of this device's share of the batch.
-      gen_loss: the same for the generator's parameters.
-      penalty: (discriminator parameters, variables, batch, constants, keys) -> scalar, metrics;
-        added to `disc_loss` every `penalty_every` steps, multiplied by as much (lazily: Karras et
-        al. 2020, sec. 4).
+      disc_loss: (discriminator parameters, inputs) -> scalar, Aux.
+      gen_loss: (generator parameters, inputs) -> scalar, Aux.
+      penalty: (discriminator parameters, inputs) -> scalar, metrics; added to `disc_loss` every
+        `penalty_every` steps, multiplied by as much (lazily: Karras et al. 2020, sec. 4).
       penalty_every: 0 if there is no penalty.
       sample: (generator variables, constants, keys `[n]`) -> Samples.
       monitor: (samples, real images) -> metrics that show collapse and other ill health.
@@ -64,15 +79,9 @@ class Objective:
 
     fit: Callable[[Dataset], Constants]
     init: Callable[[jax.Array, Constants], Pair[Variables]]
-    disc_loss: Callable[
-        [Params, Pair[Variables], Batch, Constants, jax.Array], tuple[jax.Array, Aux]
-    ]
-    gen_loss: Callable[
-        [Params, Pair[Variables], Batch, Constants, jax.Array], tuple[jax.Array, Aux]
-    ]
-    penalty: Callable[
-        [Params, Pair[Variables], Batch, Constants, jax.Array], tuple[jax.Array, Metrics]
-    ]
+    disc_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
+    gen_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
+    penalty: Callable[[Params, Inputs], tuple[jax.Array, Metrics]]
     penalty_every: int
     sample: Callable[[Variables, Constants, jax.Array], Samples]
     monitor: Callable[[Samples, jax.Array], Metrics]

@@ -15,11 +15,19 @@ import numpy as np
 
 from deformgan import fields, losses
 from deformgan.augment import translate_and_cut
-from deformgan.data.pipeline import Batch, Dataset
+from deformgan.data.pipeline import Dataset
 from deformgan.errors import UserError, choose
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models import dcgan
-from deformgan.objectives.contract import Aux, Constants, Metrics, Objective, Params, Samples
+from deformgan.objectives.contract import (
+    Aux,
+    Constants,
+    Inputs,
+    Metrics,
+    Objective,
+    Params,
+    Samples,
+)
 from deformgan.state import Pair, Variables
 from deformgan.warp import BORDERS, warp
 
@@ -71,13 +79,8 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         fake_out, stats = discriminate(params, stats, fake, fake_keys)
         return adversarial(real_out, fake_out), stats
 
-    def disc_loss(
-        params: Params,
-        variables: Pair[Variables],
-        batch: Batch,
-        constants: Constants,
-        keys: jax.Array,
-    ) -> tuple[jax.Array, Aux]:
+    def disc_loss(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
+        variables, batch, constants, keys = inputs
         fake, _, _ = generate(variables.gen, constants, keys, train=True)
         stats = variables.disc["batch_stats"]
         game, stats = both(params, stats, batch["images"], fake, keys)
@@ -89,13 +92,8 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         }
         return loss, Aux(metrics, stats)
 
-    def gen_loss(
-        params: Params,
-        variables: Pair[Variables],
-        batch: Batch,
-        constants: Constants,
-        keys: jax.Array,
-    ) -> tuple[jax.Array, Aux]:
+    def gen_loss(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
+        variables, batch, constants, keys = inputs
         own = {"params": params, "batch_stats": variables.gen["batch_stats"]}
         fake, displacement, stats = generate(own, constants, keys, train=True)
         disc = variables.disc
@@ -107,13 +105,8 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         }
         return loss, Aux(metrics, stats)
 
-    def penalty(
-        params: Params,
-        variables: Pair[Variables],
-        batch: Batch,
-        constants: Constants,
-        keys: jax.Array,
-    ) -> tuple[jax.Array, Metrics]:
+    def penalty(params: Params, inputs: Inputs) -> tuple[jax.Array, Metrics]:
+        variables, batch, constants, keys = inputs
         fake, _, _ = generate(variables.gen, constants, keys, train=True)
 
         def of(images: jax.Array, weight: float) -> jax.Array:
@@ -131,7 +124,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
     def sample(variables: Variables, constants: Constants, keys: jax.Array) -> Samples:
         images, displacement, _ = generate(variables, constants, keys, train=False)
         points, status = fields.transport_points(constants["points"], displacement)
-        mask = warp(constants["mask"], displacement, border="constant", fill=0, order=0)
+        mask = warp(constants["mask"], displacement, border=model.border, fill=0, order=0)
         return Samples(
             images,
             {"displacement": displacement},
