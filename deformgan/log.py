@@ -83,14 +83,15 @@ class Log:
         self._events.add_scalar("steps_per_second", rate, step)
         shown = "  ".join(f"{k} {record[v]:.3g}" for k, v in _SHOWN.items() if v in record)
         if self._bar:
-            self._bar.update(self._task, completed=step, shown=shown)
+            self._bar.update(self._task, completed=step)
+            self._bar.console.print(f"step {step}  {shown}", highlight=False)
         else:
             left = (self._total - step) / rate if rate else 0.0
             say(f"step {step}/{self._total}  {shown}  {_minutes(left)} left")
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Shows a bar while training, if this is a terminal."""
+        """Shows a bar below the lines while training, if this is a terminal."""
         if not (self._main and sys.stdout.isatty()):
             yield
             return
@@ -99,12 +100,9 @@ class Log:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}"),
         )
         with Progress(*columns) as self._bar:
-            self._task = self._bar.add_task(
-                "training", total=self._total, completed=self._step, shown=""
-            )
+            self._task = self._bar.add_task("training", total=self._total, completed=self._step)
             yield
         self._bar = None
 
