@@ -97,7 +97,7 @@ def test_local_dry_run_prints_all_three_commands_and_makes_nothing(launch):
 )
 def test_local_installs_the_extra_of_the_cuda_that_nvidia_smi_names(launch, header, extra):
     executable(launch.tools / "nvidia-smi", f'echo "{header}"')
-    result = launch("local.sh", "--config=c.py", "--dry-run")
+    result = launch("local.sh", "--venv=env", "--config=c.py", "--dry-run")
     assert printed(result)[1][-1] == f"{LAUNCH.parent}{extra}"
     assert ("installing for CPU" in result.stderr) == (not extra)
 
