@@ -20,6 +20,12 @@ def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Datase
     counts = ", ".join(f"{len(names)} {split}" for split, names in dataset.split["names"].items())
     clipped = f"{dataset.scaling.clipped:.2%} of their pixels clipped"
     say(f"frames: {counts}; {clipped}; source image {dataset.source.name}")
+    for name in ("validation", "test"):
+        if dataset.source.name in dataset.split["names"][name]:
+            say(
+                f"warning: the source image is a {name} frame: scores on that split will flatter;"
+                " choose one of the training frames in split.json with --config.source.image"
+            )
     return dataset
 
 

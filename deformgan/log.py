@@ -54,7 +54,7 @@ class Log:
     """
 
     def __init__(self, workdir: Workdir, *, start: int, total: int) -> None:
-        self._workdir, self._total = workdir, total
+        self._total = total
         self._file = workdir.local / "metrics.jsonl"
         self.records = [r for r in read_metrics(workdir) if r["step"] <= start]
         self._main = parallel.is_main()

@@ -121,7 +121,6 @@ class Training:
         checkpoints: Checkpoints,
     ) -> None:
         self.config, self.workdir, self.checkpoints = config, workdir, checkpoints
-        self.objective = objective
         process, processes = parallel.process()
         batch_size = config.train.batch_size
         feed = make_feed(
@@ -141,16 +140,18 @@ class Training:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.ema, constants)))
         count = config.checkpoint.keep + 2  # the best, and the one in the making
         workdir.check_space(count * size)
+        position = 0
         if checkpoints.latest() is not None:
             state, before = checkpoints.restore(state)
             self._check_same_data(before)
+            position = before["data"]["next_index"]
             say(f"resuming from step {int(state.step)}")
         self.step = int(state.step)
         self.state: TrainState = parallel.replicate(state)
         self.constants: Constants = parallel.replicate(constants)
         self.resident = parallel.replicate(feed.resident)
         self.positions = parallel.positions(batch_size)
-        self.stream = feed.stream(self.step) if feed.stream else None
+        self.stream = feed.stream(position) if feed.stream else None
         self.call = parallel.map_devices(
             make_step(objective, optimisers, feed, config), axis_name=AXIS
         )

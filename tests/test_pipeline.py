@@ -6,11 +6,13 @@ import tifffile
 from builders import smoke, write_images, write_targettrack
 from scipy import ndimage
 
+from deformgan import intake
 from deformgan.data import geometry, pipeline, splits
 from deformgan.data.feed import draw_indices, make_feed
 from deformgan.data.frames import Frame, Labels
 from deformgan.data.scaling import Depth, Scaling
 from deformgan.errors import UserError
+from deformgan.workdir import Workdir
 
 
 def build(config):
@@ -207,6 +209,17 @@ def test_the_source_image_is_named_numbered_or_simulated(tmp_path):
     config.source.image = "frame99.png"
     with pytest.raises(UserError, match=r"source\.image: 'frame99\.png' is neither"):
         build(config)
+
+
+def test_a_source_image_that_is_held_out_is_pointed_out(tmp_path, capsys):
+    write_images(tmp_path / "images", 12)
+    config = smoke(data__source="folder", data__path=str(tmp_path / "images"))
+    split = build(config).split["names"]
+    workdir = Workdir(str(tmp_path / "run"), create=True)
+    for name, warned in ((split["test"][0], True), (split["train"][0], False)):
+        config.source.image = name
+        intake.load(config, workdir)
+        assert ("warning: the source image is a test frame" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize("kernel", [3, 11, 51, 127])

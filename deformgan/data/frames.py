@@ -41,7 +41,6 @@ class Frames:
       moments: what was taken at the same moment (the z ranges of a volume) has the same number;
         such frames are never parted by a split.
       read: the frame with a given index; raises `UserError` naming the file if it is unreadable.
-      shape: `[H, W, C]` of every frame where that is known without reading, else None.
       reference: a source image that comes with the data (the simulator's), or None.
       splits: 'train', 'validation' or 'test' for each frame where the data come split, else None.
       surveyed: whether the frames were screened when this set was made.
@@ -52,7 +51,6 @@ class Frames:
     recordings: Sequence[str]
     moments: Sequence[int]
     read: Callable[[int], Frame]
-    shape: tuple[int, int, int] | None = None
     reference: Frame | None = None
     splits: Sequence[str] | None = None
     surveyed: bool = False

@@ -114,7 +114,6 @@ def read(config: ml_collections.ConfigDict) -> Frames:
         recordings=[config.set] * config.count,
         moments=range(config.count),
         read=lambda i: to_frame(jax.tree.map(lambda leaf: leaf[i], truth)),
-        shape=(config.size, config.size, 1),
         reference=source_image(config.set, config.size, config.seed),
     )
 

@@ -70,13 +70,11 @@ def read(config: ml_collections.ConfigDict) -> Frames:
     def listed(what: str, otherwise: Callable[[str, int], Any]) -> list[Any]:
         return [stored[s][what][i] if s in stored else otherwise(s, i) for s, i in places]
 
-    static = features[image_name].shape
     return Frames(
         names=listed("names", lambda s, i: f"{s}[{i}]"),
         recordings=listed("recordings", lambda s, i: s),
         moments=listed("moments", lambda s, i: i),
         read=frame,
-        shape=static if None not in static else None,
         splits=[s for s, _ in places] if known else None,
         surveyed=bool(metadata),
     )
