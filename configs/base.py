@@ -27,8 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.scaling = "percentile"  # limits of intensity: percentile of the training frames, or range
     data.percentiles = (0.0, 99.99)
     data.range = (0.0, 255.0)  # limits for data.scaling=range, in input units
-    data.validation = 0.1  # shares of the blocks of frames held out
-    data.test = 0.2
+    data.validation = 0.1  # shares of the blocks of frames held out: to choose checkpoints by
+    data.test = 0.2  # and for the last judgement
     data.memory_mib = 1024  # sets up to this size are held in memory; larger ones are streamed
 
     config.source = source = ml_collections.ConfigDict()
@@ -58,7 +58,27 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every = 1000  # steps
-    checkpoint.keep = 2  # newest ones; the best by sliced Wasserstein distance is kept beside them
+    checkpoint.keep = 2  # newest ones; the best is kept beside them
+    checkpoint.best = "sliced_wasserstein"  # metric it is chosen by: any of metrics.jsonl that has
+    # an ideal, such as diversity or evaluate/kid_random
+
+    config.evaluate = evaluate = ml_collections.ConfigDict()
+    evaluate.tests = ("statistics", "cnn")  # two-sample tests; the worst is the verdict
+    evaluate.metrics = (  # families in deformgan/metrics
+        "distances",
+        "manifold",
+        "copying",
+        "diversity",
+        "image_error",
+        "field_health",
+    )
+    evaluate.features = ("random", "encoder", "inception")  # that distances are measured in
+    evaluate.inception_weights = ""  # see python -m deformgan.models.convert_inception
+    evaluate.count = 10000  # most images of each kind
+    evaluate.test_count = 1000  # most of them in a two-sample test
+    evaluate.seed = 0
+    evaluate.every = 0  # steps between quick evaluations on validation frames in training; 0: none
+    evaluate.budget = 256  # most images in those
     return config
 
 

@@ -27,6 +27,7 @@ def get_config(variants=""):
         "r2": 0.0,  # and on generated ones
         "penalty_every": 16,  # steps between penalties
     }
+    config.evaluate.tests = ("statistics", "cnn", "shape")
     return base.apply_variants(config, variants, {"reported": reported, "smoke": smoke})
 
 

@@ -20,8 +20,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 from deformgan.errors import RunError, UserError
 from deformgan.state import TrainState
 
-BEST = "sliced_wasserstein"  # lower is better
-
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
@@ -34,14 +32,19 @@ class Sampler:
 
 
 class Checkpoints:
-    """The checkpoints of a run, below `folder`."""
+    """The checkpoints of a run, below `folder`.
 
-    def __init__(self, folder: epath.Path, *, keep: int = 1, writable: bool = True) -> None:
+    The newest `keep` are kept, and the one whose metric `best` is nearest to its ideal.
+    """
+
+    def __init__(
+        self, folder: epath.Path, *, best: str, keep: int = 1, writable: bool = True
+    ) -> None:
         policy = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[BEST],
+                    get_metric_fn=lambda metrics: metrics.get(best, float("inf")),
                     reverse=True,  # orbax keeps the last of the sorted: the smallest
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -54,7 +57,7 @@ class Checkpoints:
             create=writable,
             read_only=not writable,
         )
-        self._folder = folder
+        self._folder, self._best = folder, best
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     def latest(self) -> int | None:
@@ -74,9 +77,12 @@ class Checkpoints:
         state: TrainState,
         constants: dict[str, jax.Array],
         meta: dict[str, Any],
-        metrics: dict[str, float],
+        deviations: dict[str, float],
     ) -> None:
-        """Starts writing a checkpoint; returns once the arrays are copied off the devices."""
+        """Starts writing a checkpoint; returns once the arrays are copied off the devices.
+
+        `deviations` from the ideal, by metric: of these the smallest `best` decides what is kept.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -89,7 +95,7 @@ class Checkpoints:
             meta=ocp.args.JsonSave(meta),
         )
         try:
-            self._manager.save(step, args=items, metrics=metrics, force=True)
+            self._manager.save(step, args=items, metrics=deviations, force=True)
         except (OSError, ValueError) as error:
             raise self._failed(step, error) from error
 
@@ -107,8 +113,8 @@ class Checkpoints:
         )
         return out["state"], out["meta"]
 
-    def sampler(self, step: int | None) -> Sampler:
-        """What sampling needs from the newest checkpoint, or from that of `step`.
+    def sampler(self, step: str) -> Sampler:
+        """What sampling needs, from the checkpoint of a step: a number, 'newest' or 'best'.
 
         Raises:
           UserError: if there is none.
@@ -118,12 +124,23 @@ class Checkpoints:
             raise UserError(
                 f"workdir: no checkpoint under {self._folder}; train first (--mode=train)"
             )
-        if step is not None and step not in steps:
-            raise UserError(f"step: no checkpoint of step {step}; there are {steps}")
-        chosen = steps[-1] if step is None else step
+        if step == "newest":
+            chosen = steps[-1]
+        elif step == "best":
+            chosen = min(steps, key=self._deviation)
+        elif step.isdigit() and int(step) in steps:
+            chosen = int(step)
+        else:
+            raise UserError(
+                f"step: no checkpoint of step {step}; give newest, best or one of {steps}"
+            )
         out = self._restore(chosen, sampler=ocp.args.StandardRestore())
         saved = out["sampler"]
         return Sampler(chosen, saved["variables"], saved["constants"], out["meta"])
+
+    def _deviation(self, step: int) -> float:
+        metrics = self._manager.metrics(step) or {}
+        return float(metrics.get(self._best, float("inf")))
 
     def preempted(self, step: int) -> bool:
         """Whether the machines are about to be taken away; all processes agree on the step."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deformgan.errors import require_shape
+from deformgan.warp import warp
 
 POINT_STATUS = ("ok", "folded", "outside")
 _TOLERANCE = 1e-3  # pixels: two solutions nearer than this are one, met in neighbouring triangles
@@ -33,6 +34,70 @@ def jacobian_determinant(displacement: jax.Array) -> jax.Array:
 def folded_fraction(displacement: jax.Array) -> jax.Array:
     """Share of cells with a negative Jacobian determinant, `[B]` in [0, 1]."""
     return jnp.mean(jacobian_determinant(displacement) < 0, axis=(1, 2))
+
+
+def inverse(displacement: jax.Array, *, iterations: int = 30) -> jax.Array:
+    """The displacement v that undoes x + u(x): v(x) = -u(x + v(x)), by fixed-point iteration.
+
+    Converges where u is a contraction (Chen et al. 2008); where it folds there is no inverse, and
+    `inverse_error` is large.
+
+    Args:
+      displacement: `[B, H, W, 2]` in pixels.
+      iterations: fixed.
+
+    Returns:
+      `[B, H, W, 2]` in pixels.
+    """
+    require_shape("displacement", displacement, (None, None, None, 2))
+
+    def step(_: int, v: jax.Array) -> jax.Array:
+        return -_composed(displacement, v)
+
+    return jax.lax.fori_loop(0, iterations, step, -displacement)
+
+
+def inverse_error(displacement: jax.Array) -> jax.Array:
+    """Inverse consistency |v(x) + u(x + v(x))| in pixels, `[B, H, W]`; NaN where x + v(x) is out.
+
+    0 for a field that has an inverse.
+    """
+    back = inverse(displacement)
+    rest = jnp.linalg.norm(back + _composed(displacement, back), axis=-1)
+    _, height, width, _ = displacement.shape
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
+    place = grid + back
+    inside = (place >= 0) & (place <= jnp.array([height - 1, width - 1]))
+    return jnp.where(jnp.all(inside, -1), rest, jnp.nan)
+
+
+def _composed(field: jax.Array, displacement: jax.Array) -> jax.Array:
+    """`field(x + displacement(x))` for each of a batch."""
+    return jax.vmap(lambda f, d: warp(f, d[None])[0])(field, displacement)
+
+
+def smooth_random(
+    key: jax.Array, size: tuple[int, int], *, control: int, steepest: float
+) -> jax.Array:
+    """A random smooth displacement without folds.
+
+    Normal values at `control` x `control` points, interpolated by cubics, scaled so that the
+    largest slope is `steepest`: below 1, x + u(x) is one-to-one.
+
+    Args:
+      key: PRNG key.
+      size: height and width.
+      control: points along each axis.
+      steepest: norm of the field's Jacobian where it is largest.
+
+    Returns:
+      `[1, H, W, 2]` in pixels.
+    """
+    coarse = jax.random.normal(key, (1, control, control, 2))
+    field = jax.image.resize(coarse, (1, *size, 2), "cubic")
+    slopes = [jnp.abs(jnp.diff(field, axis=axis)) for axis in (1, 2)]  # per pixel
+    largest = jnp.max(slopes[0][:, :, :-1] + slopes[1][:, :-1])
+    return field * steepest / largest
 
 
 def transport_points(points: jax.Array, displacement: jax.Array) -> tuple[jax.Array, jax.Array]:

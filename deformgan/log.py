@@ -7,16 +7,24 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from tensorboardX import SummaryWriter
 
 from deformgan import parallel
 from deformgan.workdir import Workdir, write_atomically
 
+Advance = Callable[[int], None]
 _SHOWN = {
     "D real": "disc/accuracy_real",
     "D fake": "disc/accuracy_fake",
@@ -30,6 +38,30 @@ def say(message: str) -> None:
     """Prints a line at once, from one process only."""
     if parallel.is_main():
         print(message, flush=True)
+
+
+@contextmanager
+def progress(label: str, *, total: int | None = None, quiet: bool = False) -> Iterator[Advance]:
+    """Shows that something runs: a bar on a terminal, a line elsewhere.
+
+    Args:
+      label: what runs.
+      total: units of work, or None if it is not known how far it is.
+      quiet: show nothing.
+
+    Yields:
+      a function to be called with the units just done.
+    """
+    if quiet or not parallel.is_main():
+        yield lambda units: None
+    elif not sys.stdout.isatty():
+        say(f"  {label} ...")
+        yield lambda units: None
+    else:
+        columns = (TextColumn("  {task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda units: bar.advance(task, units)
 
 
 def hush_writers() -> None:

@@ -7,6 +7,7 @@ first line appears at once.
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ml_collections import config_flags
 from deformgan import __version__
 from deformgan.errors import Interrupted, RunError, UserError
 
-MODES = ("train", "sample", "prepare")
+MODES = ("train", "evaluate", "sample", "prepare")
 
 config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
@@ -27,7 +28,12 @@ SAMPLE = {
     "out": flags.DEFINE_string("out", "", "sample: folder to write to; the default is in WORKDIR."),
     "form": flags.DEFINE_string("format", "npz", "sample: npz, png or tiff."),
     "seed": flags.DEFINE_integer("seed", 0, "sample: seed of the latents."),
-    "step": flags.DEFINE_integer("step", None, "sample: checkpoint to use; default the newest."),
+}
+STEP = flags.DEFINE_string("step", "newest", "sample, evaluate: checkpoint: newest, best, number.")
+FILES = {
+    "real": flags.DEFINE_string("real", "", "evaluate: folder or .npz of held-out real images."),
+    "fake": flags.DEFINE_string("fake", "", "evaluate: folder or .npz of generated images."),
+    "train": flags.DEFINE_string("train", "", "evaluate: those the generator was trained on."),
 }
 BAD_FLAGS = (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError)
 
@@ -44,8 +50,15 @@ def run(argv: list[str]) -> None:
         raise UserError(f"{argv[1]}: flags only, such as --config=configs/worms.py")
     config = flags.FLAGS.config
     path = WORKDIR.value
-    if config is None and (MODE.value != "sample" or not path):
-        raise UserError("config: not set; give --config=configs/NAME.py (or --workdir to sample)")
+    files = {name: flag.value for name, flag in FILES.items()}
+    on_files = MODE.value == "evaluate" and any(files.values())
+    if on_files:
+        config = config or _base_config()
+        path = path or "runs/evaluation"
+    elif config is None and (MODE.value not in ("sample", "evaluate") or not path):
+        raise UserError(
+            "config: not set; give --config=configs/NAME.py (or --workdir to sample or evaluate)"
+        )
     if path is None:
         path = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     print(f"deformgan {__version__}: {MODE.value}, {path}", flush=True)
@@ -53,7 +66,15 @@ def run(argv: list[str]) -> None:
         from deformgan import sample
 
         values: dict[str, Any] = {name: flag.value for name, flag in SAMPLE.items()}
-        sample.run(path, config, **values)
+        sample.run(path, config, step=STEP.value, **values)
+    elif on_files:
+        from deformgan import evaluate
+
+        evaluate.run_on_files(path, config, **files)
+    elif MODE.value == "evaluate":
+        from deformgan import evaluate
+
+        evaluate.run(path, config, step=STEP.value)
     elif MODE.value == "prepare":
         from deformgan import prepare
 
@@ -62,6 +83,14 @@ def run(argv: list[str]) -> None:
         from deformgan import train
 
         train.run(config, path)
+
+
+def _base_config() -> Any:
+    """The settings of configs/base.py, for what needs no others."""
+    file = Path(__file__).parent.parent / "configs" / "base.py"
+    if not file.is_file():
+        raise UserError("config: not set; give --config=configs/base.py")
+    return runpy.run_path(str(file))["get_config"]()
 
 
 def main(argv: list[str]) -> int:

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deformgan.checkpoint import BEST
 from deformgan.metrics.wasserstein import sliced_wasserstein
 from deformgan.objectives.contract import Constants, Objective, Samples
 from deformgan.step import Purpose, example_keys
 
+IDEAL = {"sliced_wasserstein": 0.0, "diversity": 1.0, "folded": 0.0}
 _MONITORED = 64  # samples from fixed latents that collapse is watched on
 _SHOWN = 7  # the first of them, in pictures
 
@@ -24,7 +24,8 @@ def watchers(
 ) -> tuple[Callable[..., dict[str, jax.Array]], Callable[..., Samples]]:
     """Two functions of (generator variables, constants): the health of fixed latents, and a few.
 
-    The health has the objective's own measures and the distance that checkpoints are chosen by.
+    The health has the objective's own measures and the sliced Wasserstein distance; `IDEAL` says
+    what is best.
     """
     key, images = jax.random.key(seed), jnp.asarray(real)
 
@@ -36,6 +37,6 @@ def watchers(
     def watch(variables: Any, constants: Constants) -> dict[str, jax.Array]:
         samples = sample(variables, constants, _MONITORED)
         distance = sliced_wasserstein(key, samples.images, images)
-        return objective.monitor(samples, images) | {BEST: distance}
+        return objective.monitor(samples, images) | {"sliced_wasserstein": distance}
 
     return watch, jax.jit(functools.partial(sample, count=_SHOWN))

@@ -106,6 +106,15 @@ def shard(batch: Any, *, axis: int) -> Any:
     return jax.tree.map(cut, batch)
 
 
+def spread(batch: Any) -> Any:
+    """Puts a batch on the local devices, cut along its first axis where that divides evenly."""
+    count = jax.local_device_count()
+    if batch.shape[0] % count:
+        return jax.numpy.asarray(batch)
+    mesh = Mesh(np.array(jax.local_devices()), ("devices",))
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("devices")))
+
+
 def replicate(tree: Any) -> Any:
     """Puts arrays on every local device once, so that the mapped step need not move them."""
     mesh = Mesh(np.array(jax.local_devices()), ("devices",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from deformgan.data.scaling import Scaling
 from deformgan.errors import UserError, choose, resolve
 from deformgan.fields import POINT_STATUS
 from deformgan.log import say
-from deformgan.objectives.contract import Samples
+from deformgan.objectives.contract import Objective, Samples
+from deformgan.state import Variables
 from deformgan.step import Purpose, example_keys
 from deformgan.workdir import Workdir
 
@@ -36,7 +38,7 @@ def run(
     out: str,
     form: str,
     seed: int,
-    step: int | None,
+    step: str,
 ) -> None:
     """Samples from the run in the folder `path`.
 
@@ -47,7 +49,7 @@ def run(
       out: folder to write to; must be absent or empty. '' for one inside the workdir.
       form: one of `FORMATS`.
       seed: the same seed gives the same bytes.
-      step: of the checkpoint; None for the newest.
+      step: of the checkpoint: a number, 'newest' or 'best'.
 
     Raises:
       UserError: if there is no checkpoint, or the output folder is in use.
@@ -60,7 +62,7 @@ def run(
     own = workdir.config()
     if config is not None:
         workdir.check_same(config)
-    checkpoints = Checkpoints(workdir.checkpoints, writable=False)
+    checkpoints = Checkpoints(workdir.checkpoints, best=own.checkpoint.best, writable=False)
     sampler = checkpoints.sampler(step)
     checkpoints.close()
     scaling = Scaling.from_json(sampler.meta["scaling"])
@@ -71,14 +73,7 @@ def run(
     )
     objective = resolve("objective", "deformgan.objectives", own.objective, "create").create(own)
     say(f"sampling {num} images from step {sampler.step} of {workdir.root} (compiling first) ...")
-    constants = {name: jnp.asarray(value) for name, value in sampler.constants.items()}
-    draw = jax.jit(lambda keys: objective.sample(sampler.variables, constants, keys))
-    parts = []
-    for first in range(0, num, _CHUNK):  # always whole chunks: num does not change the bytes
-        indices = jnp.arange(first, first + _CHUNK)
-        keys = example_keys(jax.random.key(seed), 0, Purpose.SAMPLE, indices)
-        part = jax.device_get(draw(keys))
-        parts.append(jax.tree.map(lambda leaf, n=num - first: leaf[:n], part))
+    parts = list(generate(objective, sampler.variables, sampler.constants, seed=seed, num=num))
     samples: Samples = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     try:
         written = write(folder, samples, sampler.constants, scaling, form)
@@ -98,6 +93,27 @@ def run(
     except OSError as error:
         raise UserError(f"out: cannot write to {folder} ({error.strerror or error})") from error
     say(f"wrote {num} images as {form} to {folder}")
+
+
+def generate(
+    objective: Objective,
+    variables: Variables,
+    constants: Mapping[str, np.ndarray],
+    *,
+    seed: int,
+    num: int,
+) -> Iterator[Samples]:
+    """Draws `num` samples, a chunk at a time, as NumPy arrays; the same for any number of devices.
+
+    Chunks are always whole inside, so that `num` does not change what a sample is.
+    """
+    held = {name: jnp.asarray(value) for name, value in constants.items()}
+    draw = jax.jit(lambda keys: objective.sample(variables, held, keys))
+    for first in range(0, num, _CHUNK):
+        indices = jnp.arange(first, first + _CHUNK)
+        keys = example_keys(jax.random.key(seed), 0, Purpose.SAMPLE, indices)
+        part = jax.device_get(draw(parallel.spread(keys)))
+        yield jax.tree.map(lambda leaf, n=num - first: leaf[:n], part)
 
 
 def write(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import signal
 import types
@@ -46,7 +45,9 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
         config
     )
     say(f"{parallel.describe()}; run in {workdir.root}")
-    checkpoints = Checkpoints(workdir.checkpoints, keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(
+        workdir.checkpoints, best=config.checkpoint.best, keep=config.checkpoint.keep
+    )
     start = checkpoints.latest() or 0
     if start:
         workdir.check_same(config)
@@ -135,7 +136,7 @@ class Training:
             "scaling": dataset.scaling.to_json(),
             "geometry": dataclasses.asdict(dataset.geometry),
             "source": dataset.source.name,
-            "frames": _digest(dataset.split["names"]),
+            "frames": dataset.digest(),
         }
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.ema, constants)))
         count = config.checkpoint.keep + 2  # the best, and the one in the making
@@ -287,11 +288,6 @@ class _Signals:
             raise KeyboardInterrupt
         self.received = number
         say("\nstopping: finishing this step and saving (press again to stop at once) ...")
-
-
-def _digest(names: dict[str, list[str]]) -> str:
-    """Of which frames are in which split."""
-    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _picture_name(step: int) -> str:

@@ -21,7 +21,7 @@ from deformgan import parallel
 from deformgan.errors import UserError
 
 # Settings that do not change what is computed, only how far, how fast and what is written of it.
-_FREE = ("train.steps", "train.steps_per_call", "log.", "checkpoint.")
+_FREE = ("train.steps", "train.steps_per_call", "log.", "checkpoint.", "evaluate.")
 
 
 class Workdir:

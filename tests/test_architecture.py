@@ -20,8 +20,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"main"},
     {"train", "evaluate", "sample", "prepare", "study"},
-    {"intake", "monitor"},
-    {"report", "export", "log"},
+    {"intake", "monitor", "judge", "subjects"},
+    {"report", "page", "export", "log", "verdict"},
+    {"drawing"},
     {"step"},
     {"workdir", "parallel", "checkpoint", "optim"},
     {"objectives"},

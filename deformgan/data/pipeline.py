@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,18 +37,27 @@ class Dataset:
     Attributes:
       train: images `[S, S, C]` float32 in [-1, 1] by index: one array if they fit, else read anew.
       validation: `[N, S, S, C]`, at most 512, for choosing checkpoints; may be empty.
+      test: by index, read anew each time: for the last judgement alone.
       source: the image to warp.
       scaling: how intensities map to the input's units.
       geometry: how the source frame was fitted to `data.size`.
       split: for the record: its seed, and the names and blocks of the frames of every split.
+      prepare: fits, blurs and scales any frame as those above.
     """
 
     train: Sequence[np.ndarray] | np.ndarray
     validation: np.ndarray
+    test: Sequence[np.ndarray]
     source: Source
     scaling: scaling.Scaling
     geometry: geometry.Fit
     split: dict[str, Any]
+    prepare: Callable[[Frame], np.ndarray]
+
+    def digest(self) -> str:
+        """Identifies which frames are in which split."""
+        names = json.dumps(self.split["names"], sort_keys=True)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -127,19 +138,19 @@ def build(
     sample = chosen if fits else chosen[:: -(-len(chosen) // _SURVEY)]
     fitted = np.stack([fit(frames.read(i)).image for i in sample])
     scale = _scaling(fitted, depth, config)
-    train: Sequence[np.ndarray] | np.ndarray
-    if fits:
-        train = scale.inward(fitted)
-    else:
-        train = _Lazy(frames, chosen, lambda frame: scale.inward(fit(frame).image))
-    held_out = members["validation"][:512]
-    validation = [scale.inward(fit(frames.read(i)).image) for i in held_out]
+
+    def prepare(frame: Frame) -> np.ndarray:
+        return scale.inward(fit(frame).image)
+
+    train = scale.inward(fitted) if fits else _Lazy(frames, chosen, prepare)
+    validation = [prepare(frames.read(i)) for i in members["validation"][:512]]
     empty = np.zeros((0, config.size, config.size, config.channels), np.float32)
     name, frame = _choose_source(frames, sample, fitted, source, config)
     shown = fit(frame)
     return Dataset(
         train=train,
         validation=np.stack(validation) if validation else empty,
+        test=_Lazy(frames, members["test"], prepare),
         source=Source(scale.inward(shown.image), shown.labels, name),
         scaling=scale,
         geometry=geometry.fit_to(frame.image.shape, config.size, config.aspect),
@@ -149,6 +160,7 @@ def build(
             "names": {s: [frames.names[i] for i in m] for s, m in members.items()},
             "blocks": {s: [block[i] for i in m] for s, m in members.items()},
         },
+        prepare=prepare,
     )
 
 

@@ -71,6 +71,11 @@ class Scaling:
         dtype = np.dtype(self.depth.dtype)
         return np.clip(stored, 0, np.iinfo(dtype).max).astype(dtype)
 
+    def stored_limits(self) -> tuple[float, float]:
+        """The limits as they are stored: what becomes -1 and 1."""
+        low, high = ((v - self.depth.offset) / self.depth.step for v in (self.low, self.high))
+        return low, high
+
     def to_json(self) -> dict[str, Any]:
         """As plain values; `from_json` takes them back."""
         return dataclasses.asdict(self)

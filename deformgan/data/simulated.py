@@ -16,7 +16,7 @@ import numpy as np
 
 from deformgan.data.frames import Frame, Frames, Labels
 from deformgan.errors import choose
-from deformgan.fields import transport_points
+from deformgan.fields import smooth_random, transport_points
 from deformgan.filters import gaussian_blur
 from deformgan.warp import warp
 
@@ -58,8 +58,16 @@ class Truth(NamedTuple):
     ids: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("name", "size", "canonical"))
-def simulate(key: jax.Array, *, name: str, size: int, canonical: bool = False) -> Truth:
+@functools.partial(jax.jit, static_argnames=("name", "size", "canonical", "amplitude", "noise"))
+def simulate(
+    key: jax.Array,
+    *,
+    name: str,
+    size: int,
+    canonical: bool = False,
+    amplitude: float = 1.0,
+    noise: float = 1.0,
+) -> Truth:
     """Draws one image of the set `name`.
 
     Args:
@@ -67,11 +75,13 @@ def simulate(key: jax.Array, *, name: str, size: int, canonical: bool = False) -
       name: one of `SETS`; the noises come on top of `neurites`.
       size: pixels along each side.
       canonical: the set's undeformed source image, somata at their fixed angles.
+      amplitude: of the deformation, in that of the set.
+      noise: standard deviation of the noise, in that of the set.
 
     Returns:
       Its truth.
     """
-    pose, curve, field, noise = jax.random.split(key, 4)
+    pose, curve, field, camera = jax.random.split(key, 4)
     centres, axes, angles = _pose(pose, name, canonical)
     layers = jax.vmap(functools.partial(_ellipse, size=size))(centres, axes, angles)  # [2, H, W]
     masks, brightness = layers, layers * _BRIGHTNESS[:, None, None]
@@ -85,37 +95,64 @@ def simulate(key: jax.Array, *, name: str, size: int, canonical: bool = False) -
     clean = jnp.max(brightness, axis=0)
     if name not in CLEAN_SETS[:2]:
         if not canonical:
-            displacement = _hand_made_field(field, size)
+            displacement = smooth_random(
+                field, (size, size), control=_CONTROL_POINTS, steepest=amplitude * _STEEPEST
+            )
             stacked = jnp.moveaxis(jnp.concatenate([clean[None], masks]), 0, -1)
             stacked = warp(stacked, displacement)[0]
             clean, masks = stacked[..., 0], jnp.moveaxis(stacked[..., 1:], -1, 0)
             points = transport_points(points, displacement)[0][0]
         clean = gaussian_blur(clean[None, ..., None], _BLUR * size)[0, ..., 0]
-    image = clean if name in CLEAN_SETS else _camera(noise, clean, name)
+    image = clean if name in CLEAN_SETS else _camera(camera, clean, name, noise)
     image = jnp.round(255 * jnp.clip(image, 0, 1)).astype(jnp.uint8)
     return Truth(image[..., None], clean[..., None], masks > 0.5, points, ids)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "size", "amplitude", "noise"))
+def _draw(
+    indices: jax.Array, seed: int, name: str, size: int, amplitude: float = 1, noise: float = 1
+) -> Truth:
+    """The images with these indices in a set, all leaves with a leading axis."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
+    one = functools.partial(simulate, name=name, size=size, amplitude=amplitude, noise=noise)
+    return jax.lax.map(one, keys, batch_size=8)
 
 
 def read(config: ml_collections.ConfigDict) -> Frames:
     """Simulates `data.count` images of `data.set`, each with its labels."""
     choose("data.set", config.set, SETS)
-    base = jax.random.key(config.seed)
-
-    @jax.jit
-    def draw(indices: jax.Array) -> Truth:
-        keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(indices)
-        return jax.lax.map(
-            lambda key: simulate(key, name=config.set, size=config.size), keys, batch_size=8
-        )
-
-    truth = jax.device_get(draw(jnp.arange(config.count)))
+    truth = jax.device_get(_draw(jnp.arange(config.count), config.seed, config.set, config.size))
+    names = [f"{config.set}_{i:06d}" for i in range(config.count)]
     return Frames(
-        names=[f"{config.set}_{i:06d}" for i in range(config.count)],
-        recordings=[config.set] * config.count,
+        names=names,
+        recordings=names,  # images are independent
         moments=range(config.count),
         read=lambda i: to_frame(jax.tree.map(lambda leaf: leaf[i], truth)),
         reference=source_image(config.set, config.size, config.seed),
     )
+
+
+def controls(config: ml_collections.ConfigDict, count: int) -> dict[str, list[Frame] | str]:
+    """Images of the set's model made slightly wrong, which an evaluation must notice.
+
+    Args:
+      config: the `data` block.
+      count: how many images, none of them in the set.
+
+    Returns:
+      by name, `noise_5_percent` and `field_minus_25_percent`: images, or why there are none.
+    """
+    indices = jnp.arange(config.count, config.count + count)
+
+    def varied(**change: float) -> list[Frame]:
+        truth = jax.device_get(_draw(indices, config.seed, config.set, config.size, **change))
+        return [Frame(image) for image in truth.image]
+
+    clean, rigid = config.set in CLEAN_SETS, config.set in CLEAN_SETS[:2]
+    return {
+        "noise_5_percent": "the set has no noise" if clean else varied(noise=1.05),
+        "field_minus_25_percent": "the set has no deformation" if rigid else varied(amplitude=0.75),
+    }
 
 
 def source_image(name: str, size: int, seed: int) -> Frame:
@@ -220,23 +257,12 @@ def _bezier(control: jax.Array, t: jax.Array) -> jax.Array:
     return weights @ control
 
 
-def _hand_made_field(key: jax.Array, size: int) -> jax.Array:
-    """`[1, H, W, 2]` pixels: a few random control points, interpolated by cubics.
-
-    As strong as it can be without folding, which tissue does not do.
-    """
-    coarse = jax.random.normal(key, (1, _CONTROL_POINTS, _CONTROL_POINTS, 2))
-    field = jax.image.resize(coarse, (1, size, size, 2), "cubic")
-    slopes = [jnp.abs(jnp.diff(field, axis=axis)) for axis in (1, 2)]  # per pixel
-    steepest = jnp.max(slopes[0][:, :, :-1] + slopes[1][:, :-1])  # norm of the field's Jacobian
-    return field * _STEEPEST / steepest
-
-
-def _camera(key: jax.Array, clean: jax.Array, name: str) -> jax.Array:
+def _camera(key: jax.Array, clean: jax.Array, name: str, level: float) -> jax.Array:
     signal = _BACKGROUND + _RANGE * clean
     if name == "poisson":
-        return jax.random.poisson(key, _PHOTONS * signal, dtype=jnp.int32) / _PHOTONS
-    noise = jax.random.normal(key, clean.shape)
+        photons = _PHOTONS / level**2
+        return jax.random.poisson(key, photons * signal, dtype=jnp.int32) / photons
+    noise = level * jax.random.normal(key, clean.shape)
     if name == "speckle":
         return signal * (1 + _SPECKLE * noise)
     return signal + _SIGMA[name] * noise

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deformgan.filters import gaussian_blur
+from deformgan.metrics.neighbours import nearest, within
+from deformgan.metrics.subject import ImageSet, Score, Subject, jackknife_interval, unavailable
+
+_SIGMA = 2.0  # pixels: below this, what differs is noise
+_BATCH = 64
+_RATIO = (
+    "variance between generated images over that between real ones, both blurred by 2 pixels"
+    " because noise makes copies look diverse; 0 is collapse"
+)
+_BIRTHDAY = (
+    "how many different images the generator seems to have (birthday paradox: Arora & Zhang 2017):"
+    " pairs nearer to each other than any two real images of different blocks count as duplicates"
+)
 
 
-def diversity_ratio(images: jax.Array, real: jax.Array, *, sigma: float = 2.0) -> jax.Array:
+def diversity_ratio(images: jax.Array, real: jax.Array, *, sigma: float = _SIGMA) -> jax.Array:
     """Mean squared distance between pairs of images, over the same for real ones.
 
     Images are blurred first: independent camera noise makes copies of one image look diverse.
@@ -26,3 +42,70 @@ def diversity_ratio(images: jax.Array, real: jax.Array, *, sigma: float = 2.0) -
         return jnp.mean(jnp.var(gaussian_blur(x, sigma), axis=0, ddof=1))
 
     return spread(images) / jnp.maximum(spread(real), 1e-12)
+
+
+@jax.jit
+def _blurred(images: jax.Array) -> jax.Array:
+    return gaussian_blur(images, _SIGMA)[:, ::2, ::2]
+
+
+def smoothed(images: ImageSet) -> np.ndarray:
+    """Images blurred by 2 pixels and every second pixel of them, as vectors `[N, D]` float32."""
+    parts = []
+    for batch in images.batches(_BATCH):
+        padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]))])
+        parts.append(np.asarray(_blurred(padded.astype(np.float32)))[: len(batch)])
+    return np.concatenate(parts).reshape(len(images), -1)
+
+
+def support(fake: np.ndarray, threshold: float) -> tuple[float, int]:
+    """Estimated number of different images, and how many pairs are duplicates.
+
+    Among N images drawn from S equally likely ones, N (N - 1) / 2 S pairs are expected to be the
+    same.
+
+    Args:
+      fake: vectors `[N, D]`.
+      threshold: distance below which two are duplicates.
+
+    Returns:
+      S, infinite where there is no duplicate, and the number of duplicate pairs.
+    """
+    inside, _ = within(fake, fake, np.full(len(fake), threshold, np.float32))
+    pairs = int(np.sum(inside - 1)) // 2
+    possible = len(fake) * (len(fake) - 1) / 2
+    return (possible / pairs if pairs else float("inf")), pairs
+
+
+def score(subject: Subject) -> Iterator[tuple[str, Score]]:
+    """The diversity ratio and the size of the generator's support."""
+    real, fake = smoothed(subject.real), smoothed(subject.fake)
+    n = (len(real), len(fake))
+
+    def ratio(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.var(b, 0, ddof=1).mean() / max(np.var(a, 0, ddof=1).mean(), 1e-12))
+
+    interval = jackknife_interval(
+        lambda a, b: ratio(real[a], fake[b]), (subject.real.blocks, subject.fake.blocks)
+    )
+    floor = ratio(*map(smoothed, subject.floor)) if subject.floor else None
+    yield "diversity", Score("Diversity", _RATIO, ratio(real, fake), interval, floor, 1.0, n)
+    threshold = _closest_pair(real, subject.real.blocks)
+    if not np.isfinite(threshold):
+        reason = "the real images are of one block, so no two of them are independent"
+        yield "support", unavailable("Different images", _BIRTHDAY, reason)
+        return
+    size, pairs = support(fake, threshold)
+    possible = len(fake) * (len(fake) - 1) / 2
+    words = f"{pairs} duplicates among {possible:.0f} pairs"
+    value = min(size, possible)
+    label = f"Different images ({words}{'; at least' if pairs == 0 else ''})"
+    yield "support", Score(label, _BIRTHDAY, value, None, None, None, n, unit="images")
+
+
+def _closest_pair(vectors: np.ndarray, blocks: np.ndarray) -> float:
+    """Smallest distance between vectors of different blocks."""
+    count = min(len(vectors), int(np.unique(blocks, return_counts=True)[1].max()) + 1)
+    distance, index = nearest(vectors, vectors, count)
+    apart = blocks[index] != blocks[:, None]
+    return float(np.min(distance[apart], initial=np.inf))

@@ -121,11 +121,12 @@ class StridedConv(nn.Module):
     """`strided_conv` with its kernel, without a bias."""
 
     features: int
+    kernel_init: nn.initializers.Initializer = dcgan_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (4, 4, x.shape[-1], self.features)
-        return strided_conv(x, self.param("kernel", dcgan_init, shape))
+        return strided_conv(x, self.param("kernel", self.kernel_init, shape))
 
 
 class TransposedConv(nn.Module):

@@ -1,0 +1,194 @@
+"""--mode=evaluate: judges a run on its held-out frames, or any two sets of images."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ml_collections
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from deformgan import __version__, intake, page, parallel, subjects
+from deformgan.checkpoint import Checkpoints
+from deformgan.errors import UserError, resolve
+from deformgan.judge import check, judge
+from deformgan.log import progress, read_metrics, say
+from deformgan.metrics.copying import neighbours
+from deformgan.metrics.subject import ImageSet, Subject
+from deformgan.sample import generate
+from deformgan.verdict import Report
+from deformgan.workdir import Workdir
+
+_SHOWN = 24  # images of each kind in the report
+
+
+def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> None:
+    """Judges the run in the folder `path` on its test frames.
+
+    Args:
+      path: the workdir of a trained run.
+      config: may differ from the run's own in how it is evaluated; None to use that.
+      step: of the checkpoint: a number, 'newest' or 'best'.
+
+    Raises:
+      UserError: if there is no checkpoint, or the data are not those of the run.
+    """
+    start = time.monotonic()
+    parallel.keep_compilations()
+    parallel.keep_memory()
+    workdir = Workdir(path, create=False)
+    own = workdir.config()
+    if config is not None:
+        workdir.check_same(config)
+        own = config
+    check(own.evaluate)
+    checkpoints = Checkpoints(workdir.checkpoints, best=own.checkpoint.best, writable=False)
+    sampler = checkpoints.sampler(step)
+    checkpoints.close()
+    say(f"evaluating step {sampler.step} of {workdir.root} on {parallel.describe()}")
+    dataset = intake.load(own, workdir)
+    if dataset.digest() != sampler.meta["frames"]:
+        raise UserError(
+            "data.path: the frames are no longer split as when this run was trained, so held-out"
+            " ones may have been trained on; restore the data"
+        )
+    if not len(dataset.test):
+        raise UserError("data.test: no frames were held out; train with data.test above 0")
+    objective = resolve("objective", "deformgan.objectives", own.objective, "create").create(own)
+    num, seed = min(len(dataset.test), own.evaluate.count), own.evaluate.seed
+    with progress(f"sampling {num} images", total=num) as advance:
+        parts = generate(objective, sampler.variables, sampler.constants, seed=seed, num=num)
+        subject = subjects.of_run(dataset, parts, own, advance)
+    report = judge(subject, own.evaluate, encoder=workdir.local / "encoder.safetensors")
+    about = {
+        "kind": "run",
+        "real": f"test frames of {own.data.source}:{own.data.path or own.data.set}",
+        "fake": f"samples of step {sampler.step} of {workdir.root}",
+        "split": "test",
+        "objective": own.objective,
+        "checkpoint": sampler.step,
+    }
+    _finish(workdir, own, report, subject, about, start)
+
+
+def run_on_files(
+    path: str, config: ml_collections.ConfigDict, *, real: str, fake: str, train: str
+) -> None:
+    """Judges the images in `fake` by those in `real`, whoever made them.
+
+    Args:
+      path: folder to write to; must hold no run and no evaluation.
+      config: its `evaluate` block is used.
+      real: folder, TIFF stack or .npz file of held-out real images.
+      fake: the same of generated ones, of the same size and depth.
+      train: the same of the images the generator was trained on, or ''.
+
+    Raises:
+      UserError: if images cannot be read or do not fit together.
+    """
+    start = time.monotonic()
+    parallel.keep_compilations()
+    parallel.keep_memory()
+    check(config.evaluate)
+    for flag, value in (("real", real), ("fake", fake)):
+        if not value:
+            raise UserError(f"{flag}: not set; --real=A and --fake=B go together")
+    workdir = Workdir(path, create=True)
+    for name in ("config.json", "evaluation.json"):
+        if (workdir.root / name).exists():
+            raise UserError(f"workdir: {path} holds {name}; choose another --workdir=DIR")
+    subject = subjects.of_files({"real": real, "fake": fake, "train": train}, config.evaluate)
+    report = judge(subject, config.evaluate)
+    about = {"kind": "files", "real": real, "fake": fake, "train": train, "split": "as given"}
+    _finish(workdir, config, report, subject, about, start)
+
+
+def _finish(
+    workdir: Workdir,
+    config: ml_collections.ConfigDict,
+    report: Report,
+    subject: Subject,
+    about: dict[str, Any],
+    start: float,
+) -> None:
+    """Writes `evaluation.json` and `report.html`, and prints the table."""
+    sets = {"real": subject.real, "fake": subject.fake, "train": subject.train}
+    about["images"] = {name: len(images) for name, images in sets.items() if images is not None}
+    about["size"] = list(subject.real.stored.shape[1:])
+    about["blocks"] = len(np.unique(subject.real.blocks))
+    for score in (*report["metrics"].values(), *report["tests"].values()):
+        score["split"] = about["split"]
+    report |= {
+        "deformgan": __version__,
+        "subject": about,
+        "seed": subject.seed,
+        "devices": parallel.describe(),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    workdir.write_json("evaluation.json", report)
+    _print_table(report)
+    pictures = _pictures(subject)
+    page.of_run(workdir, config, read_metrics(workdir), pictures, report)
+    say(f"  numbers   {workdir.root / 'evaluation.json'}")
+    say(f"  report    {workdir.root / 'report.html'}")
+    workdir.close()
+
+
+def _print_table(report: Report) -> None:
+    """One table of everything, then the verdict and the warnings."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in ("score", "value", "95% interval", "floor", "ideal", "n"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, test in report["tests"].items():
+        floor = test.get("floor", {}).get("accuracy")
+        table.add_row(*_row(f"two-sample test, {name}: accuracy", test, "accuracy", floor, 0.5))
+    for name, control in report["controls"].items():
+        seen = {True: " (caught)", False: " (NOT caught)"}.get(control.get("caught"), "")
+        label = f"control, {name.replace('_', ' ')}{seen}"
+        table.add_row(*_row(label, control, "accuracy", None, 1.0))
+    for score in report["metrics"].values():
+        label = score["label"] + (f", {score['unit']}" if score["unit"] else "")
+        table.add_row(*_row(label, score, "value", score["floor"], score["ideal"]))
+    console = Console(width=max(120, Console().width), highlight=False, soft_wrap=True)
+    console.print(table)
+    say(f"\n{report['verdict']['words']}")
+    for warning in report["warnings"]:
+        say(f"warning: {warning}")
+
+
+def _row(
+    label: str, entry: Report, key: str, floor: float | None, ideal: float | None
+) -> list[str]:
+    if "reason" in entry:
+        return [label, entry["reason"].partition(":")[0], "", "", "", ""]
+    value = _number(entry[key])
+    if entry.get("spread") is not None:
+        value += f" ± {_number(entry['spread'])}"
+    interval = entry.get("interval")
+    around = "" if interval is None else " to ".join(map(_number, interval))
+    n = " / ".join(map(str, entry.get("n", ())))
+    return [label, value, around, _number(floor), _number(ideal), n]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _pictures(subject: Subject) -> page.Pictures:
+    """The first images of each kind at 8 bits, with the training images nearest to the samples."""
+
+    def shown(images: ImageSet | None) -> np.ndarray:
+        if images is None:
+            return np.zeros((0, *subject.real.stored.shape[1:]), np.uint8)
+        unit = images.unit(np.s_[:_SHOWN])
+        return np.round((np.clip(unit, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+    near = None
+    if subject.train is not None:
+        first = subject.fake.take(np.arange(min(_SHOWN, len(subject.fake))))
+        near = subject.train.take(neighbours(first, subject.train))
+    empty = np.zeros((0, *subject.real.stored.shape[1:3], 2), np.float32)
+    field = empty if subject.displacement is None else subject.displacement[:_SHOWN]
+    return page.Pictures(shown(subject.real), shown(subject.fake), shown(near), field)

@@ -1,0 +1,69 @@
+"""Copying: are generated images nearer to the training images than unseen real ones are?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from deformgan.metrics.diversity import smoothed
+from deformgan.metrics.neighbours import nearest
+from deformgan.metrics.subject import ImageSet, Score, Subject, jackknife_interval, unavailable
+
+_NEARER = (
+    "probability that a generated image is nearer to the training set than a held-out real one is"
+    " (Meehan et al. 2020); well above 0.5: it copies"
+)
+_RATIO = (
+    "median distance of generated images to their nearest training image, over that of held-out"
+    " real images; well below 1: it copies"
+)
+
+
+def score(subject: Subject) -> Iterator[tuple[str, Score]]:
+    """Both measures in blurred pixels and in every kind of features."""
+    if subject.train is None:
+        for space in ("pixels", *subject.features):
+            reason = "the training images are unknown"
+            yield f"copying_{space}", unavailable(f"Copying, {space}", _NEARER, reason)
+        return
+    sets = {"pixels": (smoothed(subject.real), smoothed(subject.fake), smoothed(subject.train))}
+    for name, own in subject.features.items():
+        if own.train is not None:
+            sets[name] = (own.real, own.fake, own.train)
+    for space, (real, fake, train) in sets.items():
+        unseen = nearest(real, train, 1)[0][:, 0]
+        made = nearest(fake, train, 1)[0][:, 0]
+        blocks = subject.real.blocks, subject.fake.blocks
+        common: dict[str, Any] = {"n": (len(real), len(fake), len(train)), "features": space}
+        for key, label, about, statistic, ideal in (
+            ("copying", "Copying", _NEARER, nearer, 0.5),
+            ("nearest_training_ratio", "Nearest training image", _RATIO, median_ratio, 1.0),
+        ):
+            interval = jackknife_interval(
+                lambda a, b, s=statistic, x=unseen, y=made: s(x[a], y[b]), blocks
+            )
+            value = statistic(unseen, made)
+            yield (
+                f"{key}_{space}",
+                Score(f"{label}, {space}", about, value, interval, None, ideal, **common),
+            )
+
+
+def nearer(unseen: np.ndarray, made: np.ndarray) -> float:
+    """P(made < unseen), ties counted half: the Mann-Whitney statistic over all pairs, in [0, 1]."""
+    order = np.sort(unseen)
+    above = len(order) - np.searchsorted(order, made, "right")
+    ties = np.searchsorted(order, made, "right") - np.searchsorted(order, made, "left")
+    return float(np.mean(above + 0.5 * ties) / len(order))
+
+
+def median_ratio(unseen: np.ndarray, made: np.ndarray) -> float:
+    """Median of `made` over the median of `unseen`."""
+    return float(np.median(made) / max(float(np.median(unseen)), 1e-12))
+
+
+def neighbours(images: ImageSet, train: ImageSet) -> np.ndarray:
+    """Index of the training image nearest to each image, in blurred pixels, `[N]`."""
+    return nearest(smoothed(images), smoothed(train), 1)[1][:, 0]

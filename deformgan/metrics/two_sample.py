@@ -1,0 +1,215 @@
+"""Classifier two-sample tests: can a fresh classifier tell generated images from real ones?
+
+Lopez-Paz & Oquab 2017. Images that the classifier was not trained on are classified, in folds that
+leave out whole blocks (recordings or blocks of time). An accuracy of 0.5 is ideal. A test is a
+module of this package that offers `classify`; each is blind to what others see, so the verdict is
+the worst of several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+from deformgan.metrics.subject import ImageSet
+
+FOLDS = 5
+_PERMUTATIONS = 999
+FEWEST = 8  # images of a set
+_LEVEL, _POWER = 0.05, 0.8
+_ENOUGH = 40  # arrangements of blocks that reach p = 0.05 on both sides
+# Classifiers of different folds are trained on each other's test labels, which correlates their
+# errors. For a linear score in large samples that raises the variance of the accuracy by 2 / pi.
+_CROSS_FITTED = math.sqrt(1 + 2 / math.pi)
+_RIDGE = 0.03  # of the number of images trained on, for standardised features
+_CLIP = 5.0  # standard deviations
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one test found.
+
+    Attributes:
+      accuracy: balanced, on held-out images; 0.5 is chance, below it is possible with blocks.
+      interval: 95% confidence interval of it.
+      p_value: of an accuracy as high by chance, by permuting whole blocks.
+      smallest_p_value: that so few blocks can give.
+      detectable: accuracy that this sample size finds with 80% power at p = 0.05, or None.
+      n: images of each side.
+      blocks: independent blocks of each side.
+      scores: `[n_a + n_b]`: above 0 for images taken to be of the first set.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    p_value: float
+    smallest_p_value: float
+    detectable: float | None
+    n: tuple[int, int]
+    blocks: tuple[int, int]
+    scores: np.ndarray
+
+
+# (images of both sets, labels [N, P] of +1 and -1, fold of each image [N]) -> scores [N, P], each
+# from a classifier that was trained without the image's fold.
+Classify = Callable[[list[ImageSet], np.ndarray, np.ndarray, int], np.ndarray]
+
+
+def two_sample_test(
+    classify: Classify, a: ImageSet, b: ImageSet, *, seed: int, refits: bool
+) -> Outcome:
+    """Tests whether two sets of images come from one distribution.
+
+    Args:
+      classify: (sets, labels, folds, seed) -> scores `[N, P]` for each of P labellings.
+      a: one set; labelled +1.
+      b: the other; labelled -1.
+      seed: of folds, permutations and training.
+      refits: whether `classify` is cheap enough to be trained anew for every permutation, which
+        makes the null distribution exact; else the predictions are kept and it is widened by
+        the correlation of cross-fitted classifiers.
+
+    Returns:
+      Its outcome.
+
+    Raises:
+      ValueError: if a set has fewer than two blocks (`too_few` says so beforehand).
+    """
+    rng = np.random.default_rng(seed)
+    blocks = np.concatenate([a.blocks, b.blocks + 1 + a.blocks.max()])
+    truth = np.concatenate([np.ones(len(a)), -np.ones(len(b))]).astype(np.float32)
+    fold = assign_folds(blocks, truth, rng)
+    labels = np.stack([truth, *(_permuted(truth, blocks, fold, rng) for _ in range(_PERMUTATIONS))])
+    labels = labels.T  # [N, 1 + P]
+    scores = classify([a, b], labels if refits else labels[:, :1], fold, seed)
+    accuracies = balanced_accuracy(scores, labels)
+    accuracy, null = float(accuracies[0]), accuracies[1:]
+    if not refits:
+        null = 0.5 + _CROSS_FITTED * (null - 0.5)
+    spread = float(np.sqrt(np.mean(np.square(null - 0.5))))
+    count = _arrangements(blocks, truth, fold) / (2 if refits else 1)  # all flipped is the same
+    smallest = max(1 / count, 1 / (1 + _PERMUTATIONS))
+    p_value = (1 + np.sum(null >= accuracy - 1e-9)) / (1 + _PERMUTATIONS)
+    reach = 0.5 + (stats.norm.ppf(1 - _LEVEL) + stats.norm.ppf(_POWER)) * spread
+    return Outcome(
+        accuracy=accuracy,
+        interval=_wilson(accuracy, 0.25 / max(spread, 1e-6) ** 2),
+        p_value=max(float(p_value), smallest),
+        smallest_p_value=smallest,
+        detectable=float(reach) if reach <= 1 and smallest <= _LEVEL else None,
+        n=(len(a), len(b)),
+        blocks=(len(np.unique(a.blocks)), len(np.unique(b.blocks))),
+        scores=scores[:, 0],
+    )
+
+
+def too_few(images: ImageSet) -> str:
+    """Why a set cannot be tested, or ''."""
+    count = len(np.unique(images.blocks))
+    if count >= 2 and len(images) >= FEWEST:
+        return ""
+    return f"{len(images)} images in {count} independent blocks; {FEWEST} in 2 are the least"
+
+
+def assign_folds(blocks: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The fold of each image: whole blocks, of both labels in every fold, sizes as even as can be.
+
+    As many folds as leave enough arrangements of the blocks within folds for p = 0.05, up to
+    `FOLDS`; as many as there are blocks where nothing is enough.
+    """
+    own = [np.unique(blocks[truth == label]) for label in (1, -1)]
+    most = min(FOLDS, *(len(names) for names in own))
+    if most < 2:
+        raise ValueError("blocks: a set with one block cannot be split")
+    for count in (*range(most, 1, -1), most):
+        fold = np.zeros(len(blocks), int)
+        for names in own:
+            sizes = np.array([np.sum(blocks == name) for name in names])
+            room = np.zeros(count)
+            for i in sorted(rng.permutation(len(names)), key=lambda i: -sizes[i]):
+                target = int(np.argmin(room))
+                fold[blocks == names[i]] = target
+                room[target] += sizes[i]
+        if _arrangements(blocks, truth, fold) >= _ENOUGH:
+            break
+    return fold
+
+
+def balanced_accuracy(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mean over both labels of the share that is right, `[P]`; a score of 0 is half right.
+
+    `scores` `[N, P]` or `[N, 1]`, `labels` `[N, P]` of +1 and -1.
+    """
+    right = 0.5 + 0.5 * np.sign(scores) * labels
+    sides = (labels > 0, labels < 0)
+    return np.mean([np.sum(right * side, 0) / np.sum(side, 0) for side in sides], 0)
+
+
+def _permuted(
+    truth: np.ndarray, blocks: np.ndarray, fold: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Labels shuffled among the blocks of each fold."""
+    _, first, own = np.unique(blocks, return_index=True, return_inverse=True)
+    label, where = truth[first], fold[first]
+    for f in np.unique(where):
+        members = np.flatnonzero(where == f)
+        label[members] = label[rng.permutation(members)]
+    return label[own]
+
+
+def _arrangements(blocks: np.ndarray, truth: np.ndarray, fold: np.ndarray) -> float:
+    """How many ways there are to label the blocks within folds."""
+    _, first = np.unique(blocks, return_index=True)
+    count = 1.0
+    for f in np.unique(fold[first]):
+        inside = truth[first][fold[first] == f]
+        count *= math.comb(len(inside), int(np.sum(inside > 0)))
+    return count
+
+
+def _wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's 95% interval of a share seen in `n` independent trials."""
+    z = stats.norm.ppf(0.975)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
+
+
+def cross_fitted_discriminant(
+    features: np.ndarray, labels: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    """Scores of a linear discriminant on features and their squares, each without its fold.
+
+    Ridge regression on the labels, which is linear in them: any number of permutations costs one
+    factorisation a fold.
+
+    Args:
+      features: `[N, D]`, in any units; NaN counts as the mean.
+      labels: `[N, P]` of +1 and -1.
+      fold: `[N]` int.
+
+    Returns:
+      `[N, P]`.
+    """
+    scores = np.zeros(labels.shape)
+    for f in np.unique(fold):
+        inside, outside = fold != f, fold == f
+        x = _standardised(features, inside)
+        x = np.concatenate([x, _standardised(np.square(x), inside), np.ones((len(x), 1))], 1)
+        trained = x[inside]
+        penalty = np.full(x.shape[1], _RIDGE * len(trained))
+        penalty[-1] = 1e-6  # the intercept is free
+        gram = trained.T @ trained + np.diag(penalty)
+        scores[outside] = x[outside] @ np.linalg.solve(gram, trained.T @ labels[inside])
+    return scores
+
+
+def _standardised(features: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """By the mean and spread of the images `inside`, clipped; 0 where they are constant."""
+    mean, spread = np.nanmean(features[inside], 0), np.nanstd(features[inside], 0)
+    scale = np.where(spread > 1e-7 * (np.abs(mean) + 1e-12), 1 / np.maximum(spread, 1e-30), 0)
+    return np.nan_to_num(np.clip((features - mean) * scale, -_CLIP, _CLIP))

@@ -1,0 +1,196 @@
+"""What an evaluation judges: the samples of a run, or sets of images that lie on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from deformgan import fields
+from deformgan.data import arrays, folder, pipeline, scaling, splits
+from deformgan.data.frames import Frames
+from deformgan.errors import UserError, resolve
+from deformgan.log import Advance, say
+from deformgan.metrics.subject import ImageSet, Subject
+from deformgan.objectives.contract import Samples
+from deformgan.warp import warp
+
+_FIELDS = 512  # fields of so many samples are judged
+_CONTROL_POINTS, _STEEPEST = 6, 0.9  # of the fields that the control is warped by
+_LOOKED_AT = 16  # images that show whether a set is in colour
+_UNKNOWN = "neither the truth nor a fitted model of these images is known"
+_MODEL_CONTROLS = ("noise_5_percent", "field_minus_25_percent")
+
+
+def of_run(
+    dataset: pipeline.Dataset,
+    parts: Iterable[Samples],
+    config: ml_collections.ConfigDict,
+    advance: Advance,
+) -> Subject:
+    """Test frames, samples and training frames, all at the input's depth and clipping.
+
+    Args:
+      dataset: of the run.
+      parts: samples, as many as there are test frames to judge them by.
+      config: of the run.
+      advance: called with the number of samples of each part.
+    """
+    scale, seed = dataset.scaling, config.evaluate.seed
+    stored, made = _collected(parts, scale, advance)
+
+    def held(images: Sequence[np.ndarray] | np.ndarray, split: str, most: int) -> ImageSet:
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])
+        blocks = np.asarray(dataset.split["blocks"][split], int)[chosen]
+        own = np.concatenate([scale.outward(images[i])[None] for i in chosen])
+        return ImageSet(own, *scale.stored_limits(), blocks)
+
+    real = held(dataset.test, "test", len(stored))
+    controls: dict[str, ImageSet | str] = {"source_warped": _warped(dataset.source.image, real)}
+    reader = resolve("data.source", "deformgan.data", config.data.source, "read")
+    if hasattr(reader, "controls"):
+        for name, frames in reader.controls(config.data, len(real)).items():
+            controls[name] = frames
+            if not isinstance(frames, str):
+                wrong = np.stack([scale.outward(dataset.prepare(frame)) for frame in frames])
+                controls[name] = dataclasses.replace(real, stored=wrong)
+    return Subject(
+        real=real,
+        fake=dataclasses.replace(real, stored=stored),  # independent, in blocks as large
+        train=held(dataset.train, "train", config.evaluate.count),
+        seed=seed,
+        controls=dict.fromkeys(_MODEL_CONTROLS, _UNKNOWN) | controls,
+        displacement=made.get("displacement"),
+        velocity=made.get("velocity"),
+    )
+
+
+def _collected(
+    parts: Iterable[Samples], scale: scaling.Scaling, advance: Advance
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Images at the input's depth, and the fields of the first of them."""
+    images: list[np.ndarray] = []
+    made: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        images.append(scale.outward(np.asarray(part.images)))
+        for name, values in part.fields.items():
+            own = made.setdefault(name, [])
+            own.append(np.asarray(values)[: _FIELDS - sum(map(len, own))])
+        advance(len(part.images))
+    return np.concatenate(images), {name: np.concatenate(own) for name, own in made.items()}
+
+
+def of_files(paths: Mapping[str, str], settings: ml_collections.ConfigDict) -> Subject:
+    """Sets of images as they are on disk: 'real', 'fake' and perhaps 'train'.
+
+    Images of equal names in 'real' and 'fake' are taken for pairs of truth and prediction.
+
+    Args:
+      paths: a folder, TIFF stack or .npz file for each; '' for none.
+      settings: the `evaluate` block.
+
+    Raises:
+      UserError: naming the set whose images cannot be read or are of another size or depth.
+    """
+    paths = {flag: path for flag, path in paths.items() if path}
+    coloured = any(_is_colour(_open(flag, path, 3)) for flag, path in paths.items())
+    frames = {flag: _open(flag, path, 3 if coloured else 1) for flag, path in paths.items()}
+    stems = {flag: [Path(name).stem for name in own.names] for flag, own in frames.items()}
+    chosen = {flag: _chosen(len(own), settings) for flag, own in frames.items()}
+    paired = len(stems["real"]) > 1 and sorted(stems["real"]) == sorted(stems["fake"])
+    if paired:
+        place = {stem: i for i, stem in enumerate(stems["fake"])}
+        chosen["fake"] = np.array([place[stems["real"][i]] for i in chosen["real"]])
+    values = {}
+    for flag, own in frames.items():
+        values[flag] = _read(flag, own, chosen[flag])
+        shape, wanted = values[flag].shape[1:3], values["real"].shape[1:3]
+        if shape != wanted:
+            raise UserError(f"{flag}: images of size {shape}, those of real {wanted}; resize them")
+        if values[flag].dtype != values["real"].dtype:
+            raise UserError(
+                f"{flag}: images hold {values[flag].dtype}, those of real {values['real'].dtype};"
+                " convert them to one depth and range"
+            )
+        say(f"{flag}: {len(values[flag])} of {len(own)} images, {paths[flag]}")
+    ends = [(float(x.min()), float(x.max())) for x in values.values()]
+    depth = scaling.Depth.of(
+        values["real"].dtype, min(low for low, _ in ends), max(high for _, high in ends)
+    )
+    sets = {}
+    for flag, own in frames.items():
+        stored = values.pop(flag)
+        if stored.dtype != depth.dtype:
+            stored = np.round((stored - depth.offset) / depth.step).astype(depth.dtype)
+        blocks = np.asarray(splits.blocks(own.recordings, own.moments))[chosen[flag]]
+        sets[flag] = ImageSet(stored, 0.0, float(np.iinfo(depth.dtype).max), blocks)
+    real = sets["real"]
+    return Subject(
+        real=real,
+        fake=sets["fake"],
+        train=sets.get("train"),
+        seed=settings.seed,
+        controls=dict.fromkeys(_MODEL_CONTROLS, _UNKNOWN)
+        | {"source_warped": _warped(real.unit(np.s_[:1])[0], real)},
+        paired=paired,
+    )
+
+
+def _chosen(count: int, settings: ml_collections.ConfigDict) -> np.ndarray:
+    """Indices of all of `count` images, or of `evaluate.count` chosen at random."""
+    rng = np.random.default_rng(settings.seed)
+    return np.sort(rng.permutation(count)[: settings.count])
+
+
+def _open(flag: str, path: str, channels: int) -> Frames:
+    config = ml_collections.ConfigDict({"path": path, "channel": -1, "channels": channels})
+    try:
+        return (arrays if path.endswith(".npz") else folder).read(config)
+    except UserError as error:
+        raise UserError(str(error).replace("data.path", flag)) from error
+
+
+def _is_colour(frames: Frames) -> bool:
+    """Whether some image of a few has channels that differ."""
+    few = range(0, len(frames), -(-len(frames) // _LOOKED_AT))
+    images = (frames.read(i).image for i in few)
+    return any((image != image[..., :1]).any() for image in images)
+
+
+def _read(flag: str, frames: Frames, chosen: np.ndarray) -> np.ndarray:
+    """The chosen images in one array."""
+    first = frames.read(chosen[0]).image
+    out = np.empty((len(chosen), *first.shape), first.dtype)
+    for place, i in enumerate(chosen):
+        image = frames.read(i).image
+        if image.shape != first.shape or image.dtype != first.dtype:
+            raise UserError(
+                f"{flag}: {frames.names[i]} is {image.shape} {image.dtype}, but"
+                f" {frames.names[chosen[0]]} {first.shape} {first.dtype}; make them alike"
+            )
+        out[place] = image
+    return out
+
+
+def _warped(source: np.ndarray, real: ImageSet) -> ImageSet:
+    """The control that every evaluation must catch: one image, resampled as often as needed."""
+    height, width = source.shape[:2]
+    if min(height, width) < 16:
+        raise UserError(f"real: images of {height}x{width} pixels are too small to be judged")
+
+    @jax.jit
+    def draw(key: jax.Array) -> jax.Array:
+        size = (height, width)
+        field = fields.smooth_random(key, size, control=_CONTROL_POINTS, steepest=_STEEPEST)
+        return warp(jnp.asarray(source), field)[0]
+
+    stored = np.empty_like(real.stored)
+    for i, key in enumerate(jax.random.split(jax.random.key(0), len(stored))):
+        unit = (np.asarray(draw(key), np.float64) + 1) / 2
+        stored[i] = np.round(real.low + unit * (real.high - real.low))
+    return dataclasses.replace(real, stored=stored)
