@@ -15,13 +15,10 @@ from deformgan.checkpoint import Checkpoints
 from deformgan.errors import UserError, resolve
 from deformgan.judge import check, judge
 from deformgan.log import progress, read_metrics, say
-from deformgan.metrics.copying import neighbours
-from deformgan.metrics.subject import ImageSet, Subject
+from deformgan.metrics.subject import Subject
 from deformgan.sample import generate
 from deformgan.verdict import Report
 from deformgan.workdir import Workdir
-
-_SHOWN = 24  # images of each kind in the report
 
 
 def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> None:
@@ -129,30 +126,39 @@ def _finish(
     }
     workdir.write_json("evaluation.json", report)
     _print_table(report)
-    pictures = _pictures(subject)
-    page.of_run(workdir, config, read_metrics(workdir), pictures, report)
+    page.of_run(workdir, config, read_metrics(workdir), subjects.gallery(subject), report)
     say(f"  numbers   {workdir.root / 'evaluation.json'}")
     say(f"  report    {workdir.root / 'report.html'}")
     workdir.close()
 
 
 def _print_table(report: Report) -> None:
-    """One table of everything, then the verdict and the warnings."""
+    """One table of everything, then what is missing, the verdict and the warnings."""
     table = Table(box=None, pad_edge=False, header_style="")
+    missing: dict[str, list[str]] = {}
+
+    def add(label: str, entry: Report, key: str, floor: float | None, ideal: float | None) -> None:
+        if "reason" in entry:
+            missing.setdefault(entry["reason"], []).append(label)
+        else:
+            table.add_row(*_row(label, entry, key, floor, ideal))
+
     for column in ("score", "value", "95% interval", "floor", "ideal", "n"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, test in report["tests"].items():
         floor = test.get("floor", {}).get("accuracy")
-        table.add_row(*_row(f"two-sample test, {name}: accuracy", test, "accuracy", floor, 0.5))
+        add(f"two-sample test, {name}: accuracy", test, "accuracy", floor, 0.5)
     for name, control in report["controls"].items():
         seen = {True: " (caught)", False: " (NOT caught)"}.get(control.get("caught"), "")
         label = f"control, {name.replace('_', ' ')}{seen}"
-        table.add_row(*_row(label, control, "accuracy", None, 1.0))
+        add(label, control, "accuracy", None, 1.0)
     for score in report["metrics"].values():
         label = score["label"] + (f", {score['unit']}" if score["unit"] else "")
-        table.add_row(*_row(label, score, "value", score["floor"], score["ideal"]))
+        add(label, score, "value", score["floor"], score["ideal"])
     console = Console(width=max(120, Console().width), highlight=False, soft_wrap=True)
     console.print(table)
+    for reason, labels in missing.items():
+        say(f"{reason}: {'; '.join(labels)}")
     say(f"\n{report['verdict']['words']}")
     for warning in report["warnings"]:
         say(f"warning: {warning}")
@@ -161,8 +167,6 @@ def _print_table(report: Report) -> None:
 def _row(
     label: str, entry: Report, key: str, floor: float | None, ideal: float | None
 ) -> list[str]:
-    if "reason" in entry:
-        return [label, entry["reason"].partition(":")[0], "", "", "", ""]
     value = _number(entry[key])
     if entry.get("spread") is not None:
         value += f" ± {_number(entry['spread'])}"
@@ -174,21 +178,3 @@ def _row(
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def _pictures(subject: Subject) -> page.Pictures:
-    """The first images of each kind at 8 bits, with the training images nearest to the samples."""
-
-    def shown(images: ImageSet | None) -> np.ndarray:
-        if images is None:
-            return np.zeros((0, *subject.real.stored.shape[1:]), np.uint8)
-        unit = images.unit(np.s_[:_SHOWN])
-        return np.round((np.clip(unit, -1, 1) + 1) * 127.5).astype(np.uint8)
-
-    near = None
-    if subject.train is not None:
-        first = subject.fake.take(np.arange(min(_SHOWN, len(subject.fake))))
-        near = subject.train.take(neighbours(first, subject.train))
-    empty = np.zeros((0, *subject.real.stored.shape[1:3], 2), np.float32)
-    field = empty if subject.displacement is None else subject.displacement[:_SHOWN]
-    return page.Pictures(shown(subject.real), shown(subject.fake), shown(near), field)

@@ -16,12 +16,16 @@ from deformgan.data import arrays, folder, pipeline, scaling, splits
 from deformgan.data.frames import Frames
 from deformgan.errors import UserError, resolve
 from deformgan.log import Advance, say
+from deformgan.metrics.copying import neighbours
 from deformgan.metrics.subject import ImageSet, Subject
 from deformgan.objectives.contract import Samples
+from deformgan.page import Pictures
 from deformgan.warp import warp
 
+_SHOWN = 16  # images of each kind in a report
 _FIELDS = 512  # fields of so many samples are judged
 _CONTROL_POINTS, _STEEPEST = 6, 0.9  # of the fields that the control is warped by
+_REFERENCE = 2000  # training images that samples of a run in training are compared with
 _LOOKED_AT = 16  # images that show whether a set is in colour
 _UNKNOWN = "neither the truth nor a fitted model of these images is known"
 _MODEL_CONTROLS = ("noise_5_percent", "field_minus_25_percent")
@@ -68,6 +72,60 @@ def of_run(
         displacement=made.get("displacement"),
         velocity=made.get("velocity"),
     )
+
+
+def of_training(dataset: pipeline.Dataset, samples: Samples, train: ImageSet, seed: int) -> Subject:
+    """Validation frames beside as many samples, for the quick judgement of a run in training.
+
+    Without two validation frames, training frames take their place.
+
+    Args:
+      dataset: of the run.
+      samples: as many as there are frames, or fewer.
+      train: as `reference` gives it.
+      seed: of the evaluation.
+    """
+    scale, real = dataset.scaling, train.take(np.arange(min(len(train), len(samples.images))))
+    if len(dataset.validation) > 1:
+        frames = dataset.validation[: len(samples.images)]
+        blocks = np.asarray(dataset.split["blocks"]["validation"], int)[: len(frames)]
+        real = ImageSet(scale.outward(frames), *scale.stored_limits(), blocks)
+    made = {name: np.asarray(values) for name, values in samples.fields.items()}
+    return Subject(
+        real=real,
+        fake=dataclasses.replace(
+            real, stored=scale.outward(np.asarray(samples.images[: len(real)]))
+        ),
+        train=train,
+        seed=seed,
+        displacement=made.get("displacement"),
+        velocity=made.get("velocity"),
+    )
+
+
+def reference(dataset: pipeline.Dataset) -> ImageSet:
+    """The training frames, at most 2000 of them, that samples are compared with in training."""
+    count, scale = min(len(dataset.train), _REFERENCE), dataset.scaling
+    stored = np.concatenate([scale.outward(dataset.train[i])[None] for i in range(count)])
+    blocks = np.asarray(dataset.split["blocks"]["train"], int)[:count]
+    return ImageSet(stored, *scale.stored_limits(), blocks)
+
+
+def gallery(subject: Subject) -> Pictures:
+    """The first images of each kind at 8 bits, and the training images nearest to the samples."""
+
+    def shown(images: ImageSet) -> np.ndarray:
+        unit = np.clip(images.unit(np.s_[:_SHOWN]), -1, 1)
+        return np.round((unit + 1) * 127.5).astype(np.uint8)
+
+    fake = subject.fake.take(np.arange(min(_SHOWN, len(subject.fake))))
+    near = np.zeros((0, *fake.stored.shape[1:]), np.uint8)
+    if subject.train is not None:
+        near = shown(subject.train.take(neighbours(fake, subject.train)))
+    field = np.zeros((0, *fake.stored.shape[1:3], 2), np.float32)
+    if subject.displacement is not None:
+        field = np.asarray(subject.displacement[: len(fake)])
+    return Pictures(shown(subject.real), shown(fake), near, field)
 
 
 def _collected(

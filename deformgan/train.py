@@ -13,14 +13,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from deformgan import __version__, intake, optim, parallel, report
+from deformgan import __version__, intake, judge, optim, page, parallel, report, subjects
 from deformgan.checkpoint import Checkpoints
 from deformgan.data import pipeline
 from deformgan.data.feed import make_feed
 from deformgan.errors import Interrupted, RunError, UserError, resolve
 from deformgan.log import Log, hush_writers, say
 from deformgan.models.layers import AXIS
-from deformgan.monitor import watchers
+from deformgan.monitor import Monitor
 from deformgan.objectives.contract import Constants, Objective
 from deformgan.state import TrainState
 from deformgan.step import initial_state, make_step
@@ -86,7 +86,8 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
     say(
         f"done: {config.train.steps} steps.\n"
         f"  samples   {workdir.root / 'samples' / _picture_name(config.train.steps)}\n"
-        f"  curves    {workdir.root / 'curves.png'}\n"
+        f"  report    {workdir.root / 'report.html'}\n"
+        f"  evaluate  python -m deformgan.main --mode=evaluate --workdir={workdir.root}\n"
         f"  more      python -m deformgan.main --mode=sample --workdir={workdir.root} --num=64"
         " --out=OUT"
     )
@@ -106,6 +107,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         settings = config.optimiser[player]
         if not (settings.learning_rate > 0 and 0 <= settings.beta1 < 1 and 0 <= settings.beta2 < 1):
             raise UserError(f"optimiser.{player}: learning_rate above 0, betas from 0 to below 1")
+    judge.check(config.evaluate)
     if not 0 <= config.optimiser.ema_decay < 1:
         raise UserError(f"optimiser.ema_decay: {config.optimiser.ema_decay} is not in [0, 1)")
 
@@ -156,11 +158,9 @@ class Training:
         self.call = parallel.map_devices(
             make_step(objective, optimisers, feed, config), axis_name=AXIS
         )
-        held_out = dataset.validation if len(dataset.validation) > 1 else dataset.train
-        count = min(len(held_out), 512)
-        self.real = np.stack([held_out[i] for i in range(count)])
         self.source = dataset.source.image
-        self.watch, self.show = watchers(objective, self.real, config.seed)
+        self.monitor = Monitor(objective, dataset, config)
+        self.monitor.prepare(self.state.ema, self.constants)
         self.log = Log(workdir, start=self.step, total=config.train.steps)
 
     def loop(self) -> None:
@@ -178,7 +178,7 @@ class Training:
                 pending.append((self.step, metrics))
                 before, self.step = self.step, self.step + steps
                 if before == first:
-                    jax.block_until_ready((metrics, self.watch(self.state.ema, self.constants)))
+                    jax.block_until_ready((metrics, self.monitor.health(*self._sampler())))
                     self.log.restart_clock(self.step)
                 last = self.step == config.train.steps
                 stop = signals.received or self._preempted()
@@ -187,15 +187,18 @@ class Training:
                     return always or self.step // every > before // every
 
                 save, draw = due(config.checkpoint.every) or stop, due(config.log.pictures)
-                if due(config.log.every) or save or draw:
+                evaluate = self.monitor.due(before, self.step, saving=bool(save))
+                if due(config.log.every) or save or draw or evaluate:
                     values = self._collect(pending)
-                    watched = self.watch(self.state.ema, self.constants)
-                    health = {name: float(value) for name, value in watched.items()}
+                    health = {k: float(v) for k, v in self.monitor.health(*self._sampler()).items()}
+                    if evaluate:
+                        health |= self.monitor.evaluate(*self._sampler())
                     self.log.write(self.step, values | health)
                     if draw:
                         self._draw()
                     if save:
-                        self.checkpoints.save(self.state, self.constants, self._meta(), health)
+                        deviations = self.monitor.deviations(health)
+                        self.checkpoints.save(self.state, self.constants, self._meta(), deviations)
                     self.workdir.publish()
                 if stop and not last:
                     self.checkpoints.wait()
@@ -252,16 +255,22 @@ class Training:
         pending.clear()
         return {name: float(np.mean(values)) for name, values in series.items()}
 
+    def _sampler(self) -> tuple[Any, Constants]:
+        return self.state.ema, self.constants
+
     def _meta(self) -> dict[str, Any]:
         return self.meta | {"data": {"next_index": self.step}}
 
     def _draw(self) -> None:
         if not parallel.is_main():
             return
-        samples = self.show(self.state.ema, self.constants)
+        samples = self.monitor.shown(*self._sampler())
         file = self.workdir.local / "samples" / _picture_name(self.step)
-        report.sample_grid(file, jax.device_get(samples), self.real, self.source)
+        report.sample_grid(file, samples, self.monitor.real, self.source)
         report.curves(self.workdir.local / "curves.png", self.log.records)
+        pictures = subjects.gallery(self.monitor.subject(*self._sampler()))
+        evaluation = self.workdir.read_json("evaluation.json")
+        page.of_run(self.workdir, self.config, self.log.records, pictures, evaluation)
 
     def _preempted(self) -> bool:
         return self.checkpoints.preempted(self.step) if parallel.process()[1] > 1 else False

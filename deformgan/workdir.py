@@ -1,8 +1,9 @@
 """The folder of a run: its config, its place on disk or in a bucket, what may change on resuming.
 
-`config.json`, `checkpoints/<step>/`, `metrics.jsonl`, `samples/`, `screening.csv`, `split.json` and
-TensorBoard events. Files are written to `local`; for a bucket that is a temporary folder which
-`publish` copies from, since files in a bucket cannot be appended to.
+`config.json`, `checkpoints/<step>/`, `metrics.jsonl`, `samples/`, `screening.csv`, `split.json`,
+`evaluation.json`, `report.html` and TensorBoard events. Files are written to `local`; for a bucket
+that is a temporary folder which `publish` copies from, since files in a bucket cannot be appended
+to.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Workdir:
                 self.root.mkdir(parents=True, exist_ok=True)
             if self._remote:
                 self.local = Path(tempfile.mkdtemp(prefix="deformgan-"))
-                self._fetch(("config.json", "metrics.jsonl"))
+                self._fetch(("config.json", "metrics.jsonl", "evaluation.json"))
             else:
                 self.local = Path(path)
             if create:
@@ -62,6 +63,11 @@ class Workdir:
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` whole or not at all."""
         write_atomically(self.local / name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """What `write_json` wrote under this name, or None."""
+        file = self.local / name
+        return json.loads(file.read_text()) if file.is_file() else None
 
     def check_space(self, needed: int) -> None:
         """Raises `UserError` unless the disk of this folder has `needed` bytes free."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deformgan.filters import gaussian_blur
-from deformgan.metrics.neighbours import nearest, within
+from deformgan.metrics.neighbours import close_pairs, nearest
 from deformgan.metrics.subject import ImageSet, Score, Subject, jackknife_interval, unavailable
 
 _SIGMA = 2.0  # pixels: below this, what differs is noise
@@ -71,8 +71,7 @@ def support(fake: np.ndarray, threshold: float) -> tuple[float, int]:
     Returns:
       S, infinite where there is no duplicate, and the number of duplicate pairs.
     """
-    inside, _ = within(fake, fake, np.full(len(fake), threshold, np.float32))
-    pairs = int(np.sum(inside - 1)) // 2
+    pairs = close_pairs(fake, threshold)
     possible = len(fake) * (len(fake) - 1) / 2
     return (possible / pairs if pairs else float("inf")), pairs
 

@@ -41,6 +41,18 @@ def nearest(queries: np.ndarray, points: np.ndarray, count: int) -> tuple[np.nda
     return tuple(np.concatenate(leaves) for leaves in zip(*parts, strict=True))  # type: ignore
 
 
+def close_pairs(points: np.ndarray, distance: float) -> int:
+    """How many pairs of different points are nearer to each other than `distance`."""
+    held = jnp.asarray(points - points.mean(0), jnp.float32)
+    count = 0
+    for first in range(0, len(points), _TILE):
+        near = np.array(_squared(held[first : first + _TILE], held) < distance**2)
+        rows = np.arange(len(near))
+        near[rows, first + rows] = False  # a point and itself
+        count += int(near.sum())
+    return count // 2
+
+
 def within(queries: np.ndarray, points: np.ndarray, radii: np.ndarray) -> tuple:
     """Which queries lie within which points' balls.
 
