@@ -65,9 +65,8 @@ def inverse_error(displacement: jax.Array) -> jax.Array:
     back = inverse(displacement)
     rest = jnp.linalg.norm(back + _composed(displacement, back), axis=-1)
     _, height, width, _ = displacement.shape
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
-    place = grid + back
-    inside = (place >= 0) & (place <= jnp.array([height - 1, width - 1]))
+    place = back + jnp.stack(jnp.indices((height, width)), -1)[None]
+    inside = (place >= 0) & (place <= jnp.array([height - 1, width - 1])[None, None, None])
     return jnp.where(jnp.all(inside, -1), rest, jnp.nan)
 
 

@@ -11,6 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 from builders import write_images
 
+from configs import worms
 from deformgan import errors, main, sample, train
 from deformgan.errors import UserError
 
@@ -52,7 +53,7 @@ def check(outcome, message):
     [
         (
             "data.source=floder",
-            "data.source: unknown name 'floder'; choose one of folder, simulated",
+            "data.source: unknown name 'floder'; choose one of arrays, folder, simulated",
         ),
         ("data.source=pipeline", "data.source: unknown name 'pipeline'"),
         ("data.set=worms", "data.set: unknown name 'worms'"),
@@ -129,7 +130,7 @@ def test_a_broken_image_is_named_before_anything_is_compiled(cli, tmp_path):
 def test_sampling_without_a_run_or_a_checkpoint(cli, tmp_path):
     check(cli("--mode=sample"), "holds no run (no config.json)")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text("{}")
+    (tmp_path / "run/config.json").write_text(worms.get_config("smoke").to_json())
     check(cli("--mode=sample"), "no checkpoint under")
 
 

@@ -94,8 +94,9 @@ def test_floats_come_back_within_a_step():
 
 
 def test_blocks_of_time_are_never_cut():
-    split, block = splits.assign(["movie"] * 100, range(100), validation=0.1, test=0.2, seed=3)
-    assert split.count("test") == 20 and split.count("validation") == 10
+    split, block = splits.assign(["movie"] * 120, range(120), validation=0.1, test=0.2, seed=3)
+    assert split.count("test") == 24 and split.count("validation") == 12
+    assert len({b for b, own in zip(block, split, strict=True) if own == "test"}) == 6
     for b in set(block):
         members = [i for i, own in enumerate(block) if own == b]
         assert members == list(range(members[0], members[0] + len(members)))

@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     return path
 
 
-def draw(run, out, form="npz", seed=0, num=5, step=None, config=None):
+def draw(run, out, form="npz", seed=0, num=5, step="newest", config=None):
     sample.run(str(run), config, num=num, out=str(out), form=form, seed=seed, step=step)
     return out
 
@@ -97,17 +97,19 @@ def test_sixteen_bit_input_gives_sixteen_bit_samples(tmp_path):
     path = tmp_path / "run"
     config = smoke(data__source="folder", data__path=str(tmp_path / "images"), train__steps=2)
     train.run(config, str(path))
-    out = draw(path, tmp_path / "out", "tiff", step=2)
+    out = draw(path, tmp_path / "out", "tiff", step="2")
     stack = tifffile.imread(out / "images.tif")
     assert stack.dtype == np.uint16 and 10_000 < stack.max() <= np.max(images)
     assert not (out / "points.csv").exists() and not (out / "masks.tif").exists()
 
 
 def test_an_earlier_checkpoint_is_sampled_on_request(run, tmp_path):
-    early = draw(run, tmp_path / "early", step=10)
+    early = draw(run, tmp_path / "early", step="10")
     assert json.loads((early / "manifest.json").read_text())["checkpoint"] == 10
-    with pytest.raises(UserError, match=r"step: no checkpoint of step 7; there are \[10, 20\]"):
-        draw(run, tmp_path / "other", step=7)
+    with pytest.raises(
+        UserError, match=r"no checkpoint of step 7; give newest, best or one of \[10, 20\]"
+    ):
+        draw(run, tmp_path / "other", step="7")
 
 
 def test_nothing_is_overwritten(run, tmp_path):

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from configs import worms
 from deformgan.data import simulated
 from deformgan.errors import UserError
-from deformgan.fields import jacobian_determinant
+from deformgan.fields import jacobian_determinant, smooth_random
 
 SIZE = 64
 
@@ -52,11 +53,36 @@ def test_points_lie_on_their_structures(seed):
 
 
 def test_the_hand_made_field_is_strong_and_never_folds():
-    field = jnp.concatenate(
-        [simulated._hand_made_field(jax.random.key(seed), 128) for seed in range(20)]
-    )
+    how = {"control": simulated._CONTROL_POINTS, "steepest": simulated._STEEPEST}
+    keys = jax.random.split(jax.random.key(0), 20)
+    field = jnp.concatenate([smooth_random(key, (128, 128), **how) for key in keys])
     assert jnp.min(jacobian_determinant(field)) > 0
     assert 1 < jnp.mean(jnp.abs(field)) < 4  # pixels
+
+
+@pytest.mark.parametrize("name", simulated.NOISES)
+def test_the_noise_control_is_5_percent_stronger_in_every_kind_of_noise(name):
+    """Measured on one clean image seen through many cameras, where nothing is clipped."""
+    clean = jnp.full((64, 64), 0.5)
+    keys = jax.random.split(jax.random.key(0), 40)
+    spread = {
+        level: jnp.stack([simulated._camera(key, clean, name, level) for key in keys]).std()
+        for level in (1.0, 1.05)
+    }
+    assert spread[1.05] / spread[1.0] == pytest.approx(1.05, rel=0.01)
+
+
+def test_controls_are_new_images_or_say_why_not():
+    config = worms.get_config("smoke").data
+    config.set, config.count = "neurites", 5
+    found = simulated.controls(config, 4)
+    assert found["noise_5_percent"] == "the set has no noise"
+    weaker = np.stack([frame.image for frame in found["field_minus_25_percent"]])
+    config.count = 9
+    same = np.stack([simulated.read(config).read(i).image for i in range(5, 9)])
+    assert weaker.shape == same.shape and (weaker != same).any((1, 2, 3)).all()
+    config.set = "random_ellipses"
+    assert simulated.controls(config, 4)["field_minus_25_percent"] == "the set has no deformation"
 
 
 def test_rotated_ellipses_keep_their_centres_and_random_ones_do_not():

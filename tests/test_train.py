@@ -33,7 +33,7 @@ def final_state(path, config):
     template = initial_state(
         objective, optim.make(config.optimiser), objective.fit(dataset), config.seed
     )
-    checkpoints = Checkpoints(epath.Path(path) / "checkpoints", writable=False)
+    checkpoints = Checkpoints(epath.Path(path) / "checkpoints", best="", writable=False)
     state, meta = checkpoints.restore(template)
     checkpoints.close()
     return state, meta
@@ -60,7 +60,9 @@ def unbroken(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(unbroken):
     names = {p.name for p in unbroken.iterdir()}
     assert {"config.json", "checkpoints", "metrics.jsonl", "samples", "screening.csv"} <= names
-    assert {"split.json", "curves.png"} <= names and any("tfevents" in n for n in names)
+    assert {"split.json", "curves.png", "report.html"} <= names and any(
+        "tfevents" in n for n in names
+    )
     assert (unbroken / "samples/step_00000020.png").stat().st_size > 10_000
     records = timeless(unbroken)
     assert [r["step"] for r in records] == [5, 10, 15, 20]
@@ -144,13 +146,14 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
-    checkpoints = Checkpoints(epath.Path(tmp_path / "c"), keep=2)
+    checkpoints = Checkpoints(epath.Path(tmp_path / "c"), best="sliced_wasserstein", keep=2)
     weights = {"w": np.ones(2, np.float32)}
     for step, distance in enumerate([0.5, 0.1, 0.4, 0.3, 0.2]):
         pair = Pair(weights, weights)
         state = TrainState(np.int32(step), np.zeros(2, np.uint32), pair, weights, pair)
         checkpoints.save(state, {"source": np.ones(2)}, {}, {"sliced_wasserstein": distance})
     checkpoints.wait()
+    assert checkpoints.sampler("best").step == 1 and checkpoints.sampler("newest").step == 4
     checkpoints.close()
     kept = sorted(int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit())
     assert kept == [1, 3, 4]

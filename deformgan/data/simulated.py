@@ -37,6 +37,7 @@ _STEEPEST = 0.9  # below 1 the deformation x + u(x) is one-to-one
 _BLUR = 0.011  # sigma of the light blur, of the image's width
 _CURVE_SAMPLES = 56
 _POINTS_PER_NEURITE = 5
+_CHUNK = 64  # images drawn at once
 
 
 class Truth(NamedTuple):
@@ -58,7 +59,7 @@ class Truth(NamedTuple):
     ids: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("name", "size", "canonical", "amplitude", "noise"))
+@functools.partial(jax.jit, static_argnames=("name", "size", "canonical"))
 def simulate(
     key: jax.Array,
     *,
@@ -108,20 +109,41 @@ def simulate(
     return Truth(image[..., None], clean[..., None], masks > 0.5, points, ids)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "size", "amplitude", "noise"))
-def _draw(
-    indices: jax.Array, seed: int, name: str, size: int, amplitude: float = 1, noise: float = 1
+@functools.partial(jax.jit, static_argnames=("name", "size"))
+def _draw_chunk(
+    indices: jax.Array, seed: int, amplitude: float, noise: float, *, name: str, size: int
 ) -> Truth:
-    """The images with these indices in a set, all leaves with a leading axis."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
     one = functools.partial(simulate, name=name, size=size, amplitude=amplitude, noise=noise)
     return jax.lax.map(one, keys, batch_size=8)
 
 
+def draw(
+    first: int,
+    count: int,
+    seed: int,
+    name: str,
+    size: int,
+    *,
+    amplitude: float = 1.0,
+    noise: float = 1.0,
+) -> Truth:
+    """Images `first` to `first + count` of a set, NumPy arrays with a leading axis.
+
+    Drawn in chunks of one size, so that a set of any size is compiled once.
+    """
+    parts = []
+    for start in range(first, first + count, _CHUNK):
+        indices = start + jnp.arange(_CHUNK)
+        part = jax.device_get(_draw_chunk(indices, seed, amplitude, noise, name=name, size=size))
+        parts.append(jax.tree.map(lambda leaf, n=first + count - start: leaf[:n], part))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
 def read(config: ml_collections.ConfigDict) -> Frames:
     """Simulates `data.count` images of `data.set`, each with its labels."""
     choose("data.set", config.set, SETS)
-    truth = jax.device_get(_draw(jnp.arange(config.count), config.seed, config.set, config.size))
+    truth = draw(0, config.count, config.seed, config.set, config.size)
     names = [f"{config.set}_{i:06d}" for i in range(config.count)]
     return Frames(
         names=names,
@@ -142,10 +164,9 @@ def controls(config: ml_collections.ConfigDict, count: int) -> dict[str, list[Fr
     Returns:
       by name, `noise_5_percent` and `field_minus_25_percent`: images, or why there are none.
     """
-    indices = jnp.arange(config.count, config.count + count)
 
     def varied(**change: float) -> list[Frame]:
-        truth = jax.device_get(_draw(indices, config.seed, config.set, config.size, **change))
+        truth = draw(config.count, count, config.seed, config.set, config.size, **change)
         return [Frame(image) for image in truth.image]
 
     clean, rigid = config.set in CLEAN_SETS, config.set in CLEAN_SETS[:2]

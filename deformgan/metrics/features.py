@@ -25,13 +25,14 @@ from deformgan.models.inception import Inception, load, preprocess
 NAMES = ("random", "encoder", "inception")
 _BATCH = {"random": 128, "encoder": 128, "inception": 32}
 _RANDOM_WIDTHS = (32, 64, 128)
-_ENCODER_WIDTHS = (16, 32, 64, 128)
+_ENCODER_WIDTHS = (8, 16, 32, 64)
 _FEWEST = 32  # training images that an encoder can be trained on
-STEPS = 300
+STEPS = 1000
 _PAIRS = 64  # images in a batch
 _CROP = 0.75  # of the side
+_LARGEST = 64  # pixels of a crop
 _TEMPERATURE = 0.2
-_RATE = 1e-3
+_RATE = 3e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def pooled(maps: list[jax.Array]) -> jax.Array:
 def random(channels: int) -> Extractor:
     """Features of a convolutional network with fixed random weights, which needs no training."""
     network: Any = ConvNet(_RANDOM_WIDTHS)
-    variables = network.init(jax.random.key(0), jnp.zeros((1, 16, 16, channels)))
+    variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 16, 16, channels)))
     about = f"random convolutions {_RANDOM_WIDTHS}, seed 0, mean and spread over space"
     return Extractor(
         "random", about, jax.jit(lambda x: pooled(network.apply(variables, x))), standardise=True
@@ -143,18 +144,24 @@ def extract(
     return np.concatenate(rows)
 
 
+def _whitened(x: jax.Array) -> jax.Array:
+    """Each feature with mean 0 and spread 1 over the batch."""
+    return (x - x.mean(0, keepdims=True)) / (x.std(0, keepdims=True) + 1e-4)
+
+
 class _Contrast(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         trunk: Any = ConvNet(_ENCODER_WIDTHS, name="trunk")
         x = pooled(trunk(images)[-2:])
-        x = nn.Dense(64)(nn.relu(nn.Dense(128)(x)))
+        x = _whitened(nn.Dense(128)(_whitened(x)))
+        x = nn.Dense(64)(nn.relu(x))
         return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
 
 
 def _train_encoder(train: ImageSet, seed: int, step: Callable[[int], None]) -> Any:
     height, width = train.stored.shape[1:3]
-    crop = (max(8, int(_CROP * height)), max(8, int(_CROP * width)))
+    crop = tuple(min(max(8, int(_CROP * side)), _LARGEST) for side in (height, width))
     network: Any = _Contrast()
     optimiser = optax.adam(optax.cosine_decay_schedule(_RATE, STEPS))
 
@@ -184,7 +191,7 @@ def _train_encoder(train: ImageSet, seed: int, step: Callable[[int], None]) -> A
         return optax.apply_updates(params, updates), opt
 
     key = jax.random.key(seed)
-    params = network.init(key, jnp.zeros((1, *crop, train.stored.shape[-1])))
+    params = jax.jit(network.init)(key, jnp.zeros((1, *crop, train.stored.shape[-1])))
     opt, rng = optimiser.init(params), np.random.default_rng(seed)
     for number in range(STEPS):
         chosen = rng.choice(len(train), min(_PAIRS, len(train)), replace=False)
@@ -197,7 +204,7 @@ def _train_encoder(train: ImageSet, seed: int, step: Callable[[int], None]) -> A
 def _recipe(train: ImageSet, seed: int) -> str:
     """Identifies what an encoder was trained on, and how."""
     digest = hashlib.sha256(repr((seed, train.stored.shape, train.low, train.high)).encode())
-    for setting in (_ENCODER_WIDTHS, STEPS, _PAIRS, _CROP, _TEMPERATURE, _RATE):
+    for setting in (_ENCODER_WIDTHS, STEPS, _PAIRS, _CROP, _LARGEST, _TEMPERATURE, _RATE):
         digest.update(repr(setting).encode())
     digest.update(train.stored.tobytes())
     return digest.hexdigest()

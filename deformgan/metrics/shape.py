@@ -59,7 +59,9 @@ def geometry(image: np.ndarray) -> np.ndarray:
         out += [cell.axis_minor_length / side, stretch * np.cos(turn), stretch * np.sin(turn)]
         out += [cell.solidity, cell.intensity_mean]
     out += [*np.subtract(centres[0], centres[1])]
-    return np.array(out + _neurites(smooth, ndimage.binary_dilation(bright, disk), side))
+    return np.array(
+        out + _neurites(smooth, ndimage.binary_dilation(bright, disk, iterations=2), side)
+    )
 
 
 def _neurites(smooth: np.ndarray, somata: np.ndarray, side: int) -> list[float]:

@@ -6,8 +6,6 @@ noise against its brightness. A few sums see that with certainty.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +43,7 @@ def of_sets(sets: list[ImageSet]) -> np.ndarray:
     return np.concatenate(rows)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def image_statistics(images: jax.Array, levels: jax.Array) -> jax.Array:
     """Statistics of each channel of each image.
 
@@ -74,9 +72,11 @@ def _spectrum(x: jax.Array) -> jax.Array:
     height, width = x.shape[1:]
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     ring = np.minimum(2 * _RINGS * np.hypot(rows, columns), _RINGS).astype(int)
-    window = np.outer(np.hanning(height), np.hanning(width)).astype(np.float32)
+    window = np.outer(np.hanning(height), np.hanning(width)).astype(np.float32)[None]
     power = jnp.square(jnp.abs(jnp.fft.rfft2((x - x.mean((1, 2), keepdims=True)) * window)))
-    members = [jnp.asarray(ring == r, jnp.float32) for r in range(_RINGS + 1) if (ring == r).any()]
+    members = [
+        jnp.asarray(ring == r, jnp.float32)[None] for r in range(_RINGS + 1) if (ring == r).any()
+    ]
     return jnp.stack([jnp.log(jnp.sum(power * m, (1, 2)) / m.sum() + 1e-8) for m in members], 1)
 
 

@@ -210,6 +210,10 @@ def cross_fitted_discriminant(
 
 def _standardised(features: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """By the mean and spread of the images `inside`, clipped; 0 where they are constant."""
-    mean, spread = np.nanmean(features[inside], 0), np.nanstd(features[inside], 0)
-    scale = np.where(spread > 1e-7 * (np.abs(mean) + 1e-12), 1 / np.maximum(spread, 1e-30), 0)
-    return np.nan_to_num(np.clip((features - mean) * scale, -_CLIP, _CLIP))
+    known = np.isfinite(features)
+    count = np.maximum(known[inside].sum(0), 1)
+    mean = np.where(known, features, 0)[inside].sum(0) / count
+    away = np.where(known, features - mean, 0)
+    spread = np.sqrt(np.square(away[inside]).sum(0) / count)
+    scale = np.where(spread > 1e-7 * np.abs(mean) + 1e-15, 1 / np.maximum(spread, 1e-30), 0)
+    return np.clip(away * scale, -_CLIP, _CLIP)
