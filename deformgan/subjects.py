@@ -62,10 +62,10 @@ def of_run(
             controls[name] = frames
             if not isinstance(frames, str):
                 wrong = np.stack([scale.outward(dataset.prepare(frame)) for frame in frames])
-                controls[name] = dataclasses.replace(real, stored=wrong)
+                controls[name] = _independent(wrong, real)
     return Subject(
         real=real,
-        fake=dataclasses.replace(real, stored=stored),  # independent, in blocks as large
+        fake=_independent(stored, real),
         train=held(dataset.train, "train", config.evaluate.count),
         seed=seed,
         controls=dict.fromkeys(_MODEL_CONTROLS, _UNKNOWN) | controls,
@@ -93,9 +93,7 @@ def of_training(dataset: pipeline.Dataset, samples: Samples, train: ImageSet, se
     made = {name: np.asarray(values) for name, values in samples.fields.items()}
     return Subject(
         real=real,
-        fake=dataclasses.replace(
-            real, stored=scale.outward(np.asarray(samples.images[: len(real)]))
-        ),
+        fake=_independent(scale.outward(np.asarray(samples.images[: len(real)])), real),
         train=train,
         seed=seed,
         displacement=made.get("displacement"),
@@ -251,4 +249,9 @@ def _warped(source: np.ndarray, real: ImageSet) -> ImageSet:
     for i, key in enumerate(jax.random.split(jax.random.key(0), len(stored))):
         unit = (np.asarray(draw(key), np.float64) + 1) / 2
         stored[i] = np.round(real.low + unit * (real.high - real.low))
-    return dataclasses.replace(real, stored=stored)
+    return _independent(stored, real)
+
+
+def _independent(stored: np.ndarray, like: ImageSet) -> ImageSet:
+    """Images at the depth of others, each a block of its own."""
+    return dataclasses.replace(like, stored=stored, blocks=np.arange(len(stored)))

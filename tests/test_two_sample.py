@@ -161,6 +161,16 @@ def test_too_few_blocks_cannot_reach_significance_and_it_is_said():
     assert "1 independent blocks" in two_sample.too_few(image_set(dark, np.zeros(40)))
 
 
+def test_independent_images_are_gathered_in_blocks_like_the_others():
+    """A fake is exchanged with a fake's likes, not with a whole recording."""
+    real = image_set(np.zeros((60, 8, 8, 1), np.uint8), np.repeat(np.arange(6), 10))
+    fake = two_sample._alike(image_set(real.stored), real)
+    np.testing.assert_array_equal(np.bincount(fake.blocks), [10] * 6)
+    assert two_sample._alike(real, fake) is real
+    fewer = two_sample._alike(image_set(real.stored[:24]), real)
+    np.testing.assert_array_equal(np.bincount(fewer.blocks), [4] * 6)
+
+
 def test_a_test_is_deterministic_by_its_seed(pool):
     a, b = image_set(pool[:20]), image_set(pool[20:40])
     for name in TESTS:

@@ -14,6 +14,7 @@ from scipy import stats
 
 from deformgan.metrics.subject import (
     Features,
+    Interval,
     Score,
     Subject,
     grouped,
@@ -178,6 +179,8 @@ def _block_sums(
     return out
 
 
-def _normal(value: float, error: float) -> tuple[float, float]:
+def _normal(value: float, error: float) -> Interval | None:
+    if not np.isfinite(error):
+        return None
     half = float(stats.norm.ppf(0.975)) * error
     return value - half, value + half

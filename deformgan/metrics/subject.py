@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from scipy import stats
+
+Interval = tuple[float, float]
+_FEWEST = 3  # blocks that an interval can be had from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Score:
     label: str
     about: str
     value: float = float("nan")
-    interval: tuple[float, float] | None = None
+    interval: Interval | None = None
     floor: float | None = None
     ideal: float | None = None
     n: tuple[int, ...] = ()
@@ -98,7 +100,7 @@ class Subject:
 
     Attributes:
       real: held out from training and from every choice made on the way.
-      fake: generated.
+      fake: generated; every image a block of its own if they are independent.
       train: the real images trained on, or None if unknown.
       seed: of everything random in the evaluation.
       controls: by name, images that a test must tell from real ones, or why there are none.
@@ -124,24 +126,25 @@ class Subject:
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def mean_interval(values: np.ndarray, blocks: np.ndarray) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, blocks: np.ndarray) -> Interval | None:
     """95% interval of a mean over images whose blocks, not themselves, are independent.
 
-    The cluster-robust standard error (Liang & Zeger 1986) of `values` `[N]` with `blocks` `[N]`.
+    The cluster-robust standard error (Liang & Zeger 1986) of `values` `[N]` with `blocks` `[N]`;
+    None of fewer than 3 blocks.
     """
     deviation = values - values.mean()
     sums = np.bincount(np.unique(blocks, return_inverse=True)[1], weights=deviation)
     count = len(sums)
-    if count < 2:
-        return (float("nan"), float("nan"))
+    if count < _FEWEST:
+        return None
     error = np.sqrt(count / (count - 1) * np.square(sums).sum()) / len(values)
     half = _student(count - 1) * error
     return float(values.mean() - half), float(values.mean() + half)
 
 
 def jackknife_interval(
-    statistic: Any, blocks: tuple[np.ndarray, ...], *, groups: int = 10
-) -> tuple[float, float]:
+    statistic: Callable[..., float], blocks: tuple[np.ndarray, ...], *, groups: int = 10
+) -> Interval | None:
     """95% interval of a statistic by the delete-a-group jackknife (Efron & Stein 1981).
 
     Args:
@@ -150,12 +153,12 @@ def jackknife_interval(
       groups: that the blocks are gathered in.
 
     Returns:
-      (low, high) around the statistic of everything; NaN if a sample has one block only.
+      (low, high) around the statistic of everything; None of fewer than 3 blocks.
     """
     labels = [grouped(own, groups) for own in blocks]
     count = min(int(own.max()) + 1 for own in labels)
-    if count < 2:
-        return (float("nan"), float("nan"))
+    if count < _FEWEST:
+        return None
     labels = [grouped(own, count) for own in blocks]
     whole = statistic(*(np.ones(len(own), bool) for own in labels))
     parts = np.array([statistic(*(own != g for own in labels)) for g in range(count)])

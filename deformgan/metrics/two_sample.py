@@ -80,6 +80,7 @@ def two_sample_test(
       ValueError: if a set has fewer than two blocks (`too_few` says so beforehand).
     """
     rng = np.random.default_rng(seed)
+    a, b = _alike(a, b), _alike(b, a)
     blocks = np.concatenate([a.blocks, b.blocks + 1 + a.blocks.max()])
     truth = np.concatenate([np.ones(len(a)), -np.ones(len(b))]).astype(np.float32)
     fold = assign_folds(blocks, truth, rng)
@@ -113,6 +114,17 @@ def too_few(images: ImageSet) -> str:
     if count >= 2 and len(images) >= FEWEST:
         return ""
     return f"{len(images)} images in {count} independent blocks; {FEWEST} in 2 are the least"
+
+
+def _alike(images: ImageSet, other: ImageSet) -> ImageSet:
+    """Gathers independent images in blocks like the other set's: like is exchanged with like."""
+    _, sizes = np.unique(other.blocks, return_counts=True)
+    if len(np.unique(images.blocks)) < len(images) or sizes.max() == 1:
+        return images
+    ends = np.cumsum(sizes) * len(images) / len(other)
+    return dataclasses.replace(
+        images, blocks=np.searchsorted(ends, np.arange(len(images)), "right")
+    )
 
 
 def assign_folds(blocks: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
