@@ -76,6 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.inception_weights = ""  # see python -m deformgan.models.convert_inception
     evaluate.count = 10000  # most images of each kind
     evaluate.test_count = 1000  # most of them in a two-sample test
+    evaluate.paired = False  # whether --fake predicts --real, file by file of the same name
     evaluate.seed = 0
     evaluate.every = 0  # steps between quick evaluations on validation frames in training; 0: none
     evaluate.budget = 256  # most images in those

@@ -34,7 +34,6 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> No
     """
     start = time.monotonic()
     parallel.keep_compilations()
-    parallel.keep_memory()
     workdir = Workdir(path, create=False)
     own = workdir.config()
     if config is not None:
@@ -87,7 +86,6 @@ def run_on_files(
     """
     start = time.monotonic()
     parallel.keep_compilations()
-    parallel.keep_memory()
     check(config.evaluate)
     for flag, value in (("real", real), ("fake", fake)):
         if not value:

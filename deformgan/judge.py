@@ -22,7 +22,6 @@ CONTROLS = {
     "noise_5_percent": "images of the true model, their noise 5% too strong",
     "field_minus_25_percent": "images of the true model, their deformation 25% too weak",
 }
-_REFERENCE = 5000  # most training images that others are compared with
 
 
 def check(settings: ml_collections.ConfigDict) -> None:
@@ -62,9 +61,6 @@ def judge(
     Raises:
       UserError: for settings that do not exist.
     """
-    train, seed = subject.train, subject.seed
-    if train is not None:
-        subject = dataclasses.replace(subject, train=_at_most(train, _REFERENCE, seed))
     subject = dataclasses.replace(subject, floor=_floor(subject))
     subject = _with_features(subject, settings, encoder, quiet)
     report = _tests(subject, settings, quiet)

@@ -23,9 +23,9 @@ from deformgan.page import Pictures
 from deformgan.warp import warp
 
 _SHOWN = 16  # images of each kind in a report
+REFERENCE = 5000  # most training images that others are compared with
 _FIELDS = 512  # fields of so many samples are judged
 _CONTROL_POINTS, _STEEPEST = 6, 0.9  # of the fields that the control is warped by
-_REFERENCE = 2000  # training images that samples of a run in training are compared with
 _LOOKED_AT = 16  # images that show whether a set is in colour
 _UNKNOWN = "neither the truth nor a fitted model of these images is known"
 _MODEL_CONTROLS = ("noise_5_percent", "field_minus_25_percent")
@@ -49,7 +49,7 @@ def of_run(
     stored, made = _collected(parts, scale, advance)
 
     def held(images: Sequence[np.ndarray] | np.ndarray, split: str, most: int) -> ImageSet:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:most])
+        chosen = _chosen(len(images), most, seed)
         blocks = np.asarray(dataset.split["blocks"][split], int)[chosen]
         own = np.concatenate([scale.outward(images[i])[None] for i in chosen])
         return ImageSet(own, *scale.stored_limits(), blocks)
@@ -66,7 +66,7 @@ def of_run(
     return Subject(
         real=real,
         fake=_independent(stored, real),
-        train=held(dataset.train, "train", config.evaluate.count),
+        train=held(dataset.train, "train", min(config.evaluate.count, REFERENCE)),
         seed=seed,
         controls=dict.fromkeys(_MODEL_CONTROLS, _UNKNOWN) | controls,
         displacement=made.get("displacement"),
@@ -102,8 +102,8 @@ def of_training(dataset: pipeline.Dataset, samples: Samples, train: ImageSet, se
 
 
 def reference(dataset: pipeline.Dataset) -> ImageSet:
-    """The training frames, at most 2000 of them, that samples are compared with in training."""
-    count, scale = min(len(dataset.train), _REFERENCE), dataset.scaling
+    """The training frames, or the first `REFERENCE` of them, that samples are compared with."""
+    count, scale = min(len(dataset.train), REFERENCE), dataset.scaling
     stored = np.concatenate([scale.outward(dataset.train[i])[None] for i in range(count)])
     blocks = np.asarray(dataset.split["blocks"]["train"], int)[:count]
     return ImageSet(stored, *scale.stored_limits(), blocks)
@@ -144,8 +144,6 @@ def _collected(
 def of_files(paths: Mapping[str, str], settings: ml_collections.ConfigDict) -> Subject:
     """Sets of images as they are on disk: 'real', 'fake' and perhaps 'train'.
 
-    Images of equal names in 'real' and 'fake' are taken for pairs of truth and prediction.
-
     Args:
       paths: a folder, TIFF stack or .npz file for each; '' for none.
       settings: the `evaluate` block.
@@ -154,17 +152,21 @@ def of_files(paths: Mapping[str, str], settings: ml_collections.ConfigDict) -> S
       UserError: naming the set whose images cannot be read or are of another size or depth.
     """
     paths = {flag: path for flag, path in paths.items() if path}
-    coloured = any(_is_colour(_open(flag, path, 3)) for flag, path in paths.items())
-    frames = {flag: _open(flag, path, 3 if coloured else 1) for flag, path in paths.items()}
-    stems = {flag: [Path(name).stem for name in own.names] for flag, own in frames.items()}
-    chosen = {flag: _chosen(len(own), settings) for flag, own in frames.items()}
-    paired = len(stems["real"]) > 1 and sorted(stems["real"]) == sorted(stems["fake"])
-    if paired:
-        place = {stem: i for i, stem in enumerate(stems["fake"])}
-        chosen["fake"] = np.array([place[stems["real"][i]] for i in chosen["real"]])
-    values = {}
-    for flag, own in frames.items():
-        values[flag] = _read(flag, own, chosen[flag])
+    channels = 3 if any(_is_colour(_open(flag, path, 3)) for flag, path in paths.items()) else 1
+    names: dict[str, list[str]] = {}
+    values: dict[str, np.ndarray] = {}
+    blocks: dict[str, np.ndarray] = {}
+    chosen = np.zeros(0, int)
+    for flag, path in paths.items():  # one at a time: a reader may hold all its images
+        frames = _open(flag, path, channels)
+        names[flag] = [name.partition("#")[2] or Path(name).stem for name in frames.names]
+        if flag == "fake" and settings.paired:
+            chosen = _partners(names["real"], names["fake"])[chosen]
+        else:
+            most = REFERENCE if flag == "train" else settings.count
+            chosen = _chosen(len(frames), min(most, settings.count), settings.seed)
+        values[flag] = _read(flag, frames, chosen)
+        blocks[flag] = np.asarray(splits.blocks(frames.recordings, frames.moments))[chosen]
         shape, wanted = values[flag].shape[1:3], values["real"].shape[1:3]
         if shape != wanted:
             raise UserError(f"{flag}: images of size {shape}, those of real {wanted}; resize them")
@@ -173,18 +175,17 @@ def of_files(paths: Mapping[str, str], settings: ml_collections.ConfigDict) -> S
                 f"{flag}: images hold {values[flag].dtype}, those of real {values['real'].dtype};"
                 " convert them to one depth and range"
             )
-        say(f"{flag}: {len(values[flag])} of {len(own)} images, {paths[flag]}")
+        say(f"{flag}: {len(chosen)} of {len(frames)} images, {path}")
     ends = [(float(x.min()), float(x.max())) for x in values.values()]
     depth = scaling.Depth.of(
         values["real"].dtype, min(low for low, _ in ends), max(high for _, high in ends)
     )
     sets = {}
-    for flag, own in frames.items():
+    for flag in list(values):
         stored = values.pop(flag)
         if stored.dtype != depth.dtype:
             stored = np.round((stored - depth.offset) / depth.step).astype(depth.dtype)
-        blocks = np.asarray(splits.blocks(own.recordings, own.moments))[chosen[flag]]
-        sets[flag] = ImageSet(stored, 0.0, float(np.iinfo(depth.dtype).max), blocks)
+        sets[flag] = ImageSet(stored, 0.0, float(np.iinfo(depth.dtype).max), blocks[flag])
     real = sets["real"]
     return Subject(
         real=real,
@@ -193,14 +194,23 @@ def of_files(paths: Mapping[str, str], settings: ml_collections.ConfigDict) -> S
         seed=settings.seed,
         controls=dict.fromkeys(_MODEL_CONTROLS, _UNKNOWN)
         | {"source_warped": _warped(real.unit(np.s_[:1])[0], real)},
-        paired=paired,
+        paired=settings.paired,
     )
 
 
-def _chosen(count: int, settings: ml_collections.ConfigDict) -> np.ndarray:
-    """Indices of all of `count` images, or of `evaluate.count` chosen at random."""
-    rng = np.random.default_rng(settings.seed)
-    return np.sort(rng.permutation(count)[: settings.count])
+def _partners(real: Sequence[str], fake: Sequence[str]) -> np.ndarray:
+    """For each real image, the index of the fake of the same name, or number in its file."""
+    place = {name: i for i, name in enumerate(fake)}
+    alone = [name for name in real if name not in place]
+    if alone or len(place) < len(fake) or len(set(real)) < len(real):
+        what = f"no fake is named {alone[0]!r}" if alone else "some names occur twice"
+        raise UserError(f"evaluate.paired: {what}; pairs of real and fake need equal file names")
+    return np.array([place[name] for name in real])
+
+
+def _chosen(count: int, most: int, seed: int) -> np.ndarray:
+    """Indices of all of `count` images, or of `most` chosen at random."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
 def _open(flag: str, path: str, channels: int) -> Frames:

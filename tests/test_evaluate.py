@@ -186,15 +186,25 @@ def test_folders_are_judged_with_training_images_and_in_pairs(tmp_path):
     for name, seed in (("real", 0), ("fake", 1), ("train", 2)):
         write_images(tmp_path / name, 40, seed=seed)
     report = files(
-        tmp_path, tmp_path / "real", tmp_path / "fake", training=tmp_path / "train", name="o"
+        tmp_path,
+        tmp_path / "real",
+        tmp_path / "fake",
+        training=tmp_path / "train",
+        name="o",
+        paired=True,
     )
     assert report["subject"]["images"] == {"real": 40, "fake": 40, "train": 40}
     assert report["metrics"]["mse"]["value"] > 0 and report["metrics"]["ssim"]["spread"] > 0
     assert report["metrics"]["mse_mean_colour"]["value"] < report["metrics"]["mse"]["value"]
     assert "copying_encoder" in report["metrics"]
-    same = files(tmp_path, tmp_path / "real", tmp_path / "real", name="p")
+    same = files(tmp_path, tmp_path / "real", tmp_path / "real", name="p", paired=True)
     assert same["metrics"]["mse"]["value"] == 0
     assert same["metrics"]["psnr"]["reason"] == "not available: all images are identical"
+    (tmp_path / "fake/frame7.png").unlink()
+    with pytest.raises(UserError, match=r"evaluate\.paired: no fake is named 'frame7'"):
+        files(tmp_path, tmp_path / "real", tmp_path / "fake", name="q", paired=True)
+    alone = files(tmp_path, tmp_path / "real", tmp_path / "fake", name="r")
+    assert "set evaluate.paired" in alone["metrics"]["mse"]["reason"]
 
 
 def test_a_copy_of_the_training_set_is_called_copying(tmp_path):

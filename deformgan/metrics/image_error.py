@@ -82,7 +82,7 @@ def baselines(
 def score(subject: Subject) -> Iterator[tuple[str, Score]]:
     """The three errors and those of the baselines; only for images that come in pairs."""
     if not subject.paired:
-        reason = "the images are not paired with true ones of the same names"
+        reason = "no truth is known for each image; for files in pairs set evaluate.paired"
         for name, about in _ABOUT.items():
             yield name, unavailable(name.upper(), about, reason)
         return

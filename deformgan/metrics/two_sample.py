@@ -25,7 +25,9 @@ _ENOUGH = 40  # arrangements of blocks that reach p = 0.05 on both sides
 # Classifiers of different folds are trained on each other's test labels, which correlates their
 # errors. For a linear score in large samples that raises the variance of the accuracy by 2 / pi.
 _CROSS_FITTED = math.sqrt(1 + 2 / math.pi)
-_RIDGE = 0.03  # of the number of images trained on, for standardised features
+# For standardised features; of 0.5 to 500 the best at finding noise 5% off and fields 25% too weak
+# in 100 simulated images of each kind.
+_RIDGE = 150.0
 _CLIP = 5.0  # standard deviations
 
 
@@ -213,7 +215,7 @@ def cross_fitted_discriminant(
         x = _standardised(features, inside)
         x = np.concatenate([x, _standardised(np.square(x), inside), np.ones((len(x), 1))], 1)
         trained = x[inside]
-        penalty = np.full(x.shape[1], _RIDGE * len(trained))
+        penalty = np.full(x.shape[1], _RIDGE)
         penalty[-1] = 1e-6  # the intercept is free
         gram = trained.T @ trained + np.diag(penalty)
         scores[outside] = x[outside] @ np.linalg.solve(gram, trained.T @ labels[inside])
