@@ -169,7 +169,12 @@ def write(
 
 
 def number(value: Any) -> str:
-    """Three significant digits, whole numbers in full; a dash for None and what is not finite."""
+    """Three significant digits, whole numbers in full; a dash for None and what is not finite.
+
+    Of a list, each number.
+    """
+    if isinstance(value, list | tuple):
+        return " / ".join(map(number, value))
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return _DASH
     if not isinstance(value, int | float):
@@ -263,9 +268,14 @@ def _plain(name: str) -> str:
 
 
 def _by_family(metrics: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of each family's table; what a metric is, is said in the first row of its kind."""
     families: dict[str, list[dict[str, Any]]] = {}
+    said: set[str] = set()
     for name, metric in metrics.items():
-        family = metric.get("family") or "other"
+        family, about = metric.get("family") or "other", metric.get("about") or ""
+        if about in said:
+            metric = {**metric, "about": ""}
+        said.add(about)
         row = {"label": metric.get("label") or _plain(name), "of": metric, "bar": _bar(metric)}
         families.setdefault(_FAMILIES.get(family, _plain(family)), []).append(row)
     return families

@@ -37,7 +37,9 @@ class Workdir:
                 self.root.mkdir(parents=True, exist_ok=True)
             if self._remote:
                 self.local = Path(tempfile.mkdtemp(prefix="deformgan-"))
-                self._fetch(("config.json", "metrics.jsonl", "evaluation.json"))
+                self._fetch(
+                    ("config.json", "metrics.jsonl", "evaluation.json", "encoder.safetensors")
+                )
             else:
                 self.local = Path(path)
             if create:
