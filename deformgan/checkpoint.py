@@ -40,11 +40,14 @@ class Checkpoints:
     def __init__(
         self, folder: epath.Path, *, best: str, keep: int = 1, writable: bool = True
     ) -> None:
+        def deviation(deviations: dict[str, float]) -> float:
+            return float(deviations.get(best, float("inf")))
+
         policy = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics.get(best, float("inf")),
+                    get_metric_fn=deviation,
                     reverse=True,  # orbax keeps the last of the sorted: the smallest
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -53,6 +56,8 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
+            best_fn=deviation,  # without it orbax writes no metrics, and a resumed run has none
+            best_mode="min",
             cleanup_tmp_directories=writable,
             create=writable,
             read_only=not writable,
@@ -128,6 +133,11 @@ class Checkpoints:
             chosen = steps[-1]
         elif step == "best":
             chosen = min(steps, key=self._deviation)
+            if self._deviation(chosen) == float("inf"):
+                raise UserError(
+                    f"step: no checkpoint was saved with checkpoint.best {self._best!r}; give one"
+                    f" of {steps}"
+                )
         elif step.isdigit() and int(step) in steps:
             chosen = int(step)
         else:

@@ -50,10 +50,14 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> No
             "data.path: the frames are no longer split as when this run was trained, so held-out"
             " ones may have been trained on; restore the data"
         )
-    if not len(dataset.test):
-        raise UserError("data.test: no frames were held out; train with data.test above 0")
+    usable, _ = subjects.usable_frames(dataset)
+    if len(usable) < 2:
+        raise UserError(
+            f"data.test: {len(usable)} frames were held out of which the source image tells"
+            " nothing; train with a larger data.test"
+        )
     objective = resolve("objective", "deformgan.objectives", own.objective, "create").create(own)
-    num, seed = min(len(dataset.test), own.evaluate.count), own.evaluate.seed
+    num, seed = min(len(usable), own.evaluate.count), own.evaluate.seed
     with progress(f"sampling {num} images", total=num) as advance:
         parts = generate(objective, sampler.variables, sampler.constants, seed=seed, num=num)
         subject = subjects.of_run(dataset, parts, own, advance)
@@ -94,7 +98,7 @@ def run_on_files(
     for name in ("config.json", "evaluation.json"):
         if (workdir.root / name).exists():
             raise UserError(f"workdir: {path} holds {name}; choose another --workdir=DIR")
-    subject = subjects.of_files({"real": real, "fake": fake, "train": train}, config.evaluate)
+    subject = subjects.of_files({"real": real, "fake": fake, "train": train}, config)
     report = judge(subject, config.evaluate)
     about = {"kind": "files", "real": real, "fake": fake, "train": train, "split": "as given"}
     _finish(workdir, config, report, subject, about, start)
@@ -113,7 +117,8 @@ def _finish(
     about["images"] = {name: len(images) for name, images in sets.items() if images is not None}
     about["size"] = list(subject.real.stored.shape[1:])
     about["blocks"] = len(np.unique(subject.real.blocks))
-    for score in (*report["metrics"].values(), *report["tests"].values()):
+    judged = (report["metrics"], report["tests"], report["controls"])
+    for score in (entry for part in judged for entry in part.values()):
         score["split"] = about["split"]
     report |= {
         "deformgan": __version__,

@@ -71,7 +71,7 @@ def judge(
             for name, score in module.score(subject):
                 report["metrics"][name] = _plain_score(score, family, subject.seed)
     report["verdict"] = verdict.verdict(report["tests"])
-    report["warnings"] = verdict.warnings(report)
+    report["warnings"] = [*subject.notes, *verdict.warnings(report)]
     return plain_json(report)
 
 
@@ -130,11 +130,12 @@ def _features(subject: Subject, extractor: features.Extractor, quiet: bool) -> F
     total = sum(map(len, sets.values()))
     with progress(f"{extractor.name} features", total=total, quiet=quiet) as step:
         out = {k: features.extract(extractor, s, parallel.spread, step) for k, s in sets.items()}
-    if extractor.standardise:
-        scale = 1 / np.maximum(out["real"].std(0), 1e-6)
-        out = {k: (x - out["real"].mean(0)) * scale for k, x in out.items()}
+    if extractor.standardise:  # what is constant among real images has no scale
+        mean, spread = out["real"].mean(0), out["real"].std(0)
+        scale = np.where(spread > 1e-5 * np.abs(mean) + 1e-9, 1 / np.maximum(spread, 1e-9), 0)
+        out = {k: (x - mean) * scale for k, x in out.items()}
     floor = (out["floor_a"], out["floor_b"]) if subject.floor is not None else None
-    return Features(out["real"], out["fake"], out.get("train"), floor, extractor.about)
+    return Features(out["real"], out["fake"], out.get("train"), floor, extractor.name)
 
 
 def _tests(subject: Subject, settings: ml_collections.ConfigDict, quiet: bool) -> Report:
@@ -157,6 +158,7 @@ def _tests(subject: Subject, settings: ml_collections.ConfigDict, quiet: bool) -
                 _at_most(b, most, seed + 1),
                 seed=seed,
                 refits=module.REFITS,
+                level=two_sample.LEVEL / len(names),
             )
         return plain | {k: v for k, v in dataclasses.asdict(found).items() if k != "scores"}
 
@@ -174,6 +176,8 @@ def _tests(subject: Subject, settings: ml_collections.ConfigDict, quiet: bool) -
             continue
         own = {name: test(name, subject.real, images, control) for name in names}
         controls[control] = {"about": about} | verdict.worst(own) | {"tests": own}
+        if "decision" in controls[control]:
+            controls[control]["caught"] = verdict.caught(controls[control])
     return {"tests": tests, "controls": controls}
 
 

@@ -85,7 +85,8 @@ def of_run(
     }
     if records:
         steps = np.diff([0] + [r["step"] for r in records])
-        seconds = float(np.sum(steps / np.array([r["steps_per_second"] for r in records])))
+        rates = np.array([max(r["steps_per_second"], 1e-3) for r in records])
+        seconds = float(np.sum(steps / rates))
         facts["duration"] = f"{seconds / 60:.1f} min of training to step {records[-1]['step']:,}"
     if evaluation is not None:
         about = evaluation["subject"]
@@ -230,16 +231,15 @@ def _badge(evaluation: dict[str, Any]) -> tuple[str, str]:
     """State (`apart`, `alike` or `open`) and the few words that go with it."""
     verdict = evaluation.get("verdict") or {}
     p_value = verdict.get("p_value_adjusted")
-    test = (evaluation.get("tests") or {}).get(verdict.get("test")) or {}
     controls = (evaluation.get("controls") or {}).values()
     caught = [c["caught"] for c in controls if isinstance(c.get("caught"), bool)]
     if not evaluation:
         return "open", "not evaluated"
     if p_value is None:
         return "open", "no verdict"
-    if p_value <= _LEVEL:
+    if verdict.get("decision") == "apart":
         return "apart", "told apart"
-    if (test.get("smallest_p_value") or 0) > _LEVEL:
+    if verdict.get("decision") == "open":
         return "open", "undecided: too few blocks for this test"
     if caught and not any(caught):
         return "open", "not told apart, but no control was caught either"

@@ -13,7 +13,7 @@ import numpy as np
 
 from deformgan import fields
 from deformgan.data import arrays, folder, pipeline, scaling, splits
-from deformgan.data.frames import Frames
+from deformgan.data.frames import Frame, Frames
 from deformgan.errors import UserError, resolve
 from deformgan.log import Advance, say
 from deformgan.metrics.copying import neighbours
@@ -41,20 +41,22 @@ def of_run(
 
     Args:
       dataset: of the run.
-      parts: samples, as many as there are test frames to judge them by.
+      parts: samples, as many as there are usable test frames, or fewer.
       config: of the run.
       advance: called with the number of samples of each part.
     """
     scale, seed = dataset.scaling, config.evaluate.seed
     stored, made = _collected(parts, scale, advance)
+    usable, notes = usable_frames(dataset)
 
-    def held(images: Sequence[np.ndarray] | np.ndarray, split: str, most: int) -> ImageSet:
-        chosen = _chosen(len(images), most, seed)
+    def held(images: Sequence[np.ndarray] | np.ndarray, split: str, chosen: np.ndarray) -> ImageSet:
         blocks = np.asarray(dataset.split["blocks"][split], int)[chosen]
         own = np.concatenate([scale.outward(images[i])[None] for i in chosen])
         return ImageSet(own, *scale.stored_limits(), blocks)
 
-    real = held(dataset.test, "test", len(stored))
+    real = held(dataset.test, "test", usable[_chosen(len(usable), len(stored), seed)])
+    most = min(config.evaluate.count, REFERENCE)
+    train = held(dataset.train, "train", _chosen(len(dataset.train), most, seed))
     controls: dict[str, ImageSet | str] = {"source_warped": _warped(dataset.source.image, real)}
     reader = resolve("data.source", "deformgan.data", config.data.source, "read")
     if hasattr(reader, "controls"):
@@ -66,12 +68,30 @@ def of_run(
     return Subject(
         real=real,
         fake=_independent(stored, real),
-        train=held(dataset.train, "train", min(config.evaluate.count, REFERENCE)),
+        train=train,
         seed=seed,
+        notes=notes,
         controls=dict.fromkeys(_MODEL_CONTROLS, _UNKNOWN) | controls,
         displacement=made.get("displacement"),
         velocity=made.get("velocity"),
     )
+
+
+def usable_frames(dataset: pipeline.Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Indices of the test frames that a run may be judged by, and what was left out, in words.
+
+    A source image from the test split has been seen; so has what was taken with it.
+    """
+    blocks = np.asarray(dataset.split["blocks"]["test"], int)
+    names = dataset.split["names"]["test"]
+    if dataset.source.name not in names:
+        return np.arange(len(blocks)), ()
+    own = blocks == blocks[names.index(dataset.source.name)]
+    note = (
+        f"The source image is a test frame: the {np.sum(own)} frames of its block were left out of"
+        " this evaluation."
+    )
+    return np.flatnonzero(~own), (note,)
 
 
 def of_training(dataset: pipeline.Dataset, samples: Samples, train: ImageSet, seed: int) -> Subject:
@@ -141,24 +161,27 @@ def _collected(
     return np.concatenate(images), {name: np.concatenate(own) for name, own in made.items()}
 
 
-def of_files(paths: Mapping[str, str], settings: ml_collections.ConfigDict) -> Subject:
+def of_files(paths: Mapping[str, str], config: ml_collections.ConfigDict) -> Subject:
     """Sets of images as they are on disk: 'real', 'fake' and perhaps 'train'.
 
     Args:
       paths: a folder, TIFF stack or .npz file for each; '' for none.
-      settings: the `evaluate` block.
+      config: its `evaluate` block and `data.channel` are used.
 
     Raises:
       UserError: naming the set whose images cannot be read or are of another size or depth.
     """
-    paths = {flag: path for flag, path in paths.items() if path}
-    channels = 3 if any(_is_colour(_open(flag, path, 3)) for flag, path in paths.items()) else 1
+    paths, settings = {flag: path for flag, path in paths.items() if path}, config.evaluate
+    channel = config.data.channel
+    channels = (
+        3 if any(_is_colour(_open(flag, path, channel, 3)) for flag, path in paths.items()) else 1
+    )
     names: dict[str, list[str]] = {}
     values: dict[str, np.ndarray] = {}
     blocks: dict[str, np.ndarray] = {}
     chosen = np.zeros(0, int)
     for flag, path in paths.items():  # one at a time: a reader may hold all its images
-        frames = _open(flag, path, channels)
+        frames = _open(flag, path, channel, channels)
         names[flag] = [name.partition("#")[2] or Path(name).stem for name in frames.names]
         if flag == "fake" and settings.paired:
             chosen = _partners(names["real"], names["fake"])[chosen]
@@ -166,7 +189,10 @@ def of_files(paths: Mapping[str, str], settings: ml_collections.ConfigDict) -> S
             most = REFERENCE if flag == "train" else settings.count
             chosen = _chosen(len(frames), min(most, settings.count), settings.seed)
         values[flag] = _read(flag, frames, chosen)
-        blocks[flag] = np.asarray(splits.blocks(frames.recordings, frames.moments))[chosen]
+        own = np.asarray(splits.blocks(frames.recordings, frames.moments))[chosen]
+        blocks[flag] = np.arange(len(chosen)) if flag == "fake" else own
+        if len(chosen) < 2:
+            raise UserError(f"{flag}: 1 image in {path}; give 2 or more")
         shape, wanted = values[flag].shape[1:3], values["real"].shape[1:3]
         if shape != wanted:
             raise UserError(f"{flag}: images of size {shape}, those of real {wanted}; resize them")
@@ -213,12 +239,25 @@ def _chosen(count: int, most: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
-def _open(flag: str, path: str, channels: int) -> Frames:
-    config = ml_collections.ConfigDict({"path": path, "channel": -1, "channels": channels})
+def _open(flag: str, path: str, channel: int, channels: int) -> Frames:
+    """The images at `path`; its errors start with the flag that named it."""
+    config = ml_collections.ConfigDict({"path": path, "channel": channel, "channels": channels})
+
+    def named(error: UserError) -> UserError:
+        return UserError(f"{flag}: {str(error).removeprefix('data.path: ')}")
+
     try:
-        return (arrays if path.endswith(".npz") else folder).read(config)
+        frames: Frames = (arrays if path.endswith(".npz") else folder).read(config)
     except UserError as error:
-        raise UserError(str(error).replace("data.path", flag)) from error
+        raise named(error) from error
+
+    def read(i: int) -> Frame:
+        try:
+            return frames.read(i)
+        except UserError as error:
+            raise named(error) from error
+
+    return dataclasses.replace(frames, read=read)
 
 
 def _is_colour(frames: Frames) -> bool:

@@ -9,39 +9,54 @@ _CLEAR = 0.75  # accuracy that catches a control where blocks are too few for si
 _WEAK = 0.65  # a test that only finds accuracies above this has little power
 _COLLAPSED = 0.7  # diversity below this is called collapse
 _COPIED = 0.6  # share of comparisons that a copy wins
+_CLOSER = 0.5  # a nearest training image this many times as far as among training images: a copy
 _FOLDED = 0.001  # share of cells
 
 Report = dict[str, Any]
+_NONE = "not available: "
 
 
 def worst(tests: Report) -> Report:
-    """The test of highest accuracy, its p-value also corrected for choosing among the tests.
+    """The test that speaks most against the images, and what all tests together decide.
 
-    `caught` says whether the tests together tell the two sets apart.
+    `decision` is 'apart' if the smallest p-value, times the number of tests (Bonferroni), is
+    significant; else 'open' if blocks are too few for that; else 'alike'. The test is that of the
+    smallest p-value if they are told apart, of the highest accuracy if not.
     """
     done = {name: test for name, test in tests.items() if "accuracy" in test}
     if not done:
-        reasons = {test["reason"] for test in tests.values()}
-        return {"reason": "; ".join(sorted(reasons)) or "not available: no test was asked for"}
-    name = max(done, key=lambda k: (done[k]["accuracy"], -done[k]["p_value"]))
-    found = done[name]
+        reasons = {test["reason"].removeprefix(_NONE) for test in tests.values()}
+        return {"reason": _NONE + ("; ".join(sorted(reasons)) or "no test was asked for")}
+    apart = len(done) * min(test["p_value"] for test in done.values()) <= _LEVEL
+
+    def against(name: str) -> tuple[float, float]:
+        accuracy, p_value = done[name]["accuracy"], done[name]["p_value"]
+        return (-p_value, accuracy) if apart else (accuracy, -p_value)
+
+    name = max(done, key=against)
+    few = len(done) * done[name]["smallest_p_value"] > _LEVEL
     keep = ("accuracy", "interval", "p_value", "smallest_p_value", "detectable", "n", "blocks")
-    adjusted = min(1.0, len(done) * found["p_value"])  # Bonferroni
-    if len(done) * found["smallest_p_value"] > _LEVEL:
-        caught = found["accuracy"] >= _CLEAR
-    else:
-        caught = len(done) * min(test["p_value"] for test in done.values()) <= _LEVEL
-    return {"test": name, "p_value_adjusted": adjusted, "caught": caught} | {
-        key: found[key] for key in keep
+    return {
+        "test": name,
+        "decision": "apart" if apart else "open" if few else "alike",
+        "p_value_adjusted": min(1.0, len(done) * done[name]["p_value"]),
+        **{key: done[name][key] for key in keep},
     }
 
 
+def caught(found: Report) -> bool:
+    """Whether a control is told apart; by accuracy where blocks are too few for significance."""
+    clear = found["decision"] == "open" and found["accuracy"] >= _CLEAR
+    return bool(found["decision"] == "apart" or clear)
+
+
 def verdict(tests: Report) -> Report:
-    """The worst two-sample test, its floor, and what it means in words."""
+    """What `worst` finds, the floor beside it, and what it means in words."""
     found = worst(tests)
     if "reason" in found:
-        words = f"No two-sample test could be run: {found['reason']}."
+        words = f"No two-sample test could be run: {found['reason'].removeprefix(_NONE)}."
         return dict.fromkeys(("accuracy", "interval", "p_value", "floor")) | {"words": words}
+    count = sum("accuracy" in test for test in tests.values())
     floor = tests[found["test"]]["floor"].get("accuracy")
     low, high = found["interval"]
     against = "" if floor is None else f"; real images against real ones: {floor:.0%}"
@@ -49,24 +64,25 @@ def verdict(tests: Report) -> Report:
         f"{found['accuracy']:.0%} of held-out images right (95% interval {low:.0%} to"
         f" {high:.0%}; chance is 50%{against})"
     )
-    p_value = f"p = {found['p_value_adjusted']:.2g} after correction for {len(tests)} tests"
-    if found["smallest_p_value"] > _LEVEL:
+    p_value = f"p = {found['p_value_adjusted']:.2g} after correction for {count} tests"
+    if found["decision"] == "apart":
         words = (
-            f"The best of {len(tests)} fresh classifiers ({found['test']}) gets {right}. The real"
-            f" images form too few independent blocks ({min(found['blocks'])}) to exclude chance:"
-            f" no p-value below {found['smallest_p_value']:.2g} is possible."
-        )
-    elif found["p_value_adjusted"] <= _LEVEL:
-        words = (
-            f"Generated images are told from real ones: the best of {len(tests)} fresh classifiers"
+            f"Generated images are told from real ones: the best of {count} fresh classifiers"
             f" ({found['test']}) gets {right}, {p_value}."
+        )
+    elif found["decision"] == "open":
+        words = (
+            f"The best of {count} fresh classifiers ({found['test']}) gets {right}. The real"
+            f" images form too few independent blocks ({min(found['blocks'])}) to exclude chance:"
+            f" no p-value below {min(1.0, count * found['smallest_p_value']):.2g} is possible"
+            f" after correction for {count} tests."
         )
     else:
         reach = found["detectable"]
         power = f" These numbers of images would have shown {reach:.0%}." if reach else ""
         words = (
-            f"None of {len(tests)} fresh classifiers tells generated images from real ones: the"
-            f" best ({found['test']}) gets {right}, {p_value}.{power}"
+            f"None of {count} fresh classifiers tells generated images from real ones: the best"
+            f" ({found['test']}) gets {right}, {p_value}.{power}"
         )
     return found | {"floor": floor, "words": words}
 
@@ -74,44 +90,54 @@ def verdict(tests: Report) -> Report:
 def warnings(report: Report) -> list[str]:
     """What a reader of the numbers should know, gravest first."""
     scores = {k: v for k, v in report["metrics"].items() if "reason" not in v}
+    tests = report["tests"]
     return [
         *_of_health(scores),
-        *(line for name, test in report["tests"].items() for line in _of_power(name, test)),
+        *(line for name, test in tests.items() for line in _of_power(name, test, len(tests))),
         *_of_controls(report["controls"]),
     ]
 
 
 def _of_health(scores: Report) -> list[str]:
-    out = []
+    out: list[str] = []
     diversity, support, folded = (scores.get(k) for k in ("diversity", "support", "folded"))
     if diversity and diversity["value"] < _COLLAPSED:
         out.append(
             f"Collapse: generated images vary {diversity['value']:.2g} times as much as real ones."
         )
-    if support and support["value"] < support["n"][1]:
+    if support and support["value"] < support["n"][1] / 2:
         out.append(
             f"Collapse: the generator seems to have about {support['value']:.0f} different images."
         )
     if folded and folded["value"] > _FOLDED:
         out.append(f"Folds: {folded['value']:.1%} of the cells of the fields fold.")
     for name, score in scores.items():
-        sure = score["interval"] is not None and score["interval"][0] > 0.5
-        if name.startswith("copying") and score["value"] > _COPIED and sure:
+        value, floor, interval = score["value"], score["floor"], score["interval"]
+        if interval is None or floor is None:
+            continue
+        if name.startswith("copying") and value > _COPIED and interval[0] > max(floor, 0.5):
             out.append(
-                f"Copying ({score['features']}): in {score['value']:.0%} of comparisons a generated"
-                " image is nearer to the training images than an unseen real one is."
+                f"Copying ({score['features']}): in {value:.0%} of comparisons a generated image is"
+                f" nearer to the training images than an unseen real one is ({floor:.0%} for one"
+                " training image and the others)."
+            )
+        if name.startswith("nearest_training") and interval[1] < _CLOSER * floor:
+            out.append(
+                f"Copying ({score['features']}): generated images are {value / floor:.2g} times as"
+                " far from the nearest training image as training images are from each other."
             )
     return out
 
 
-def _of_power(name: str, test: Report) -> list[str]:
+def _of_power(name: str, test: Report, count: int) -> list[str]:
     if "accuracy" not in test:
         return [f"The two-sample test {name} is {test['reason']}."]
     out = []
-    if test["smallest_p_value"] > _LEVEL:
+    if count * test["smallest_p_value"] > _LEVEL:
         out.append(
             f"Weak test ({name}): {min(test['blocks'])} independent blocks cannot give a p-value"
-            f" below {test['smallest_p_value']:.2g}. Hold out more recordings (data.test)."
+            f" below {test['smallest_p_value']:.2g}, and one of {count} tests needs"
+            f" {_LEVEL / count:.2g}. Hold out more recordings (data.test)."
         )
     elif test["detectable"] is None or test["detectable"] > _WEAK:
         reach = f"accuracies above {test['detectable']:.0%}" if test["detectable"] else "nothing"

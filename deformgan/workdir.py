@@ -67,9 +67,12 @@ class Workdir:
         write_atomically(self.local / name, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """What `write_json` wrote under this name, or None."""
+        """What `write_json` wrote under this name, or None if that is absent or damaged."""
         file = self.local / name
-        return json.loads(file.read_text()) if file.is_file() else None
+        try:
+            return json.loads(file.read_text()) if file.is_file() else None
+        except ValueError:
+            return None
 
     def check_space(self, needed: int) -> None:
         """Raises `UserError` unless the disk of this folder has `needed` bytes free."""

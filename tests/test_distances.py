@@ -15,6 +15,7 @@ from deformgan.metrics.subject import (
     grouped,
     jackknife_interval,
     mean_interval,
+    share_interval,
 )
 
 RNG = np.random.default_rng(0)
@@ -47,11 +48,22 @@ def test_frechet_of_two_known_gaussians():
 
 def test_the_extrapolated_distance_takes_the_bias_away():
     """Of equal distributions the plain distance is far from 0, the extrapolated one near it."""
-    a, b = RNG.normal(size=(2, 600, 30))
-    plain = distances.frechet(a, b)
-    limit, error = distances.frechet_infinite(a, b, seed=0)
-    assert plain > 0.5
-    assert abs(limit) < 0.25 * plain and 0 < error < plain
+    inside, plain, limits = 0, [], []
+    for _ in range(20):
+        a, b = RNG.normal(size=(2, 400, 30))
+        subject = Subject(*(image_set(np.zeros((400, 1, 1, 1))) for _ in range(2)))
+        found = distances._extrapolated(
+            "", Features(a, b, None, None, ""), (subject.real.blocks, subject.fake.blocks), 0
+        )
+        plain.append(distances.frechet(a, b))
+        limits.append(found.value)
+        inside += found.interval[0] <= 0 <= found.interval[1]
+    assert np.mean(plain) > 1.0 and abs(np.mean(limits)) < 0.1 * np.mean(plain)
+    assert inside >= 16
+    few = distances._extrapolated(
+        "", Features(a[:50], b[:50], None, None, ""), (np.arange(50), np.arange(50)), 0
+    )
+    assert few.reason == "not available: 30 features need 60 images of each side to extrapolate"
 
 
 def test_kid_of_equal_sets_is_within_two_standard_errors_of_0():
@@ -76,6 +88,12 @@ def test_kid_equals_its_definition_and_grows_with_a_shift():
     assert distances.kernel_distance(a, b, *own)[0] == pytest.approx(expected, rel=1e-4, abs=1e-4)
     shifted = [distances.kernel_distance(a, b + s, *own)[0] for s in (0.5, 1.0, 2.0)]
     assert shifted[0] < shifted[1] < shifted[2]
+
+
+def test_kid_of_a_single_block_is_not_a_number():
+    a, b = RNG.normal(size=(2, 20, 4))
+    kid, _ = distances.kernel_distance(a, b, np.zeros(20), np.arange(20))
+    assert np.isnan(kid)
 
 
 def test_kid_is_not_fooled_by_near_copies_in_a_block():
@@ -135,6 +153,21 @@ def test_copies_are_recognised_and_fresh_samples_are_not():
     assert copying.median_ratio(to_train[0], to_train[2]) < 0.2
 
 
+def test_a_generator_that_draws_anew_from_the_training_recordings_does_not_copy():
+    """Held-out recordings lie elsewhere, so it is nearer to the training set than they are; but no
+    nearer than training images are to each other."""
+    centres = 3 * RNG.normal(size=(12, 6))
+    images = np.repeat(centres, 25, 0) + RNG.normal(size=(300, 6))
+    fresh = centres[RNG.integers(0, 6, 150)] + RNG.normal(size=(150, 6))
+    train, unseen = images[:150], images[150:]
+    to_train = [nearest(x, train, 1)[0][:, 0] for x in (unseen, fresh)]
+    among = nearest(train, train, 2)[0][:, 1]
+    assert copying.nearer(to_train[0], to_train[1]) > 0.8
+    assert copying.nearer(to_train[0], among) == pytest.approx(
+        copying.nearer(to_train[0], to_train[1]), abs=0.08
+    )
+
+
 def test_nearer_is_the_mann_whitney_statistic():
     unseen, made = RNG.integers(0, 9, 40), RNG.integers(0, 9, 30)
     pairs = np.sign(unseen[:, None] - made[None])
@@ -147,6 +180,23 @@ def test_the_birthday_paradox_counts_the_images_of_a_generator():
     size, pairs = diversity.support(drawn, 0.01)
     assert size == pytest.approx(50, rel=0.1) and pairs > 1000
     assert diversity.support(RNG.normal(size=(50, 6)), 1e-3) == (float("inf"), 0)
+
+
+def test_a_perfect_generator_is_not_called_collapsed_and_one_of_ten_images_is():
+    """Few independent real images, in blocks of near copies, beside many generated ones."""
+    few = []
+    for _ in range(30):
+        real = np.repeat(RNG.normal(size=(40, 6)), 10, 0) + 0.02 * RNG.normal(size=(400, 6))
+        subject = Subject(
+            image_set(np.zeros((400, 8, 8, 1)), np.repeat(np.arange(40), 10)),
+            image_set(np.zeros((2000, 8, 8, 1))),
+        )
+        found = diversity._support(subject, real, RNG.normal(size=(2000, 6)))
+        few.append(found.value < found.n[1] / 2)
+        assert found.n == (40, 40)
+    assert np.mean(few) <= 0.1
+    ten = RNG.normal(size=(10, 6))[RNG.integers(0, 10, 2000)] + 1e-3 * RNG.normal(size=(2000, 6))
+    assert diversity._support(subject, real, ten).value == pytest.approx(10, rel=0.5)
 
 
 def test_image_errors_equal_scikit_image():
@@ -226,6 +276,13 @@ def test_intervals_know_of_blocks():
     assert (low, high) == pytest.approx(alone)
     assert high - low == pytest.approx(2 * 2.093 * values.std(ddof=1) / np.sqrt(20), rel=1e-3)
     assert mean_interval(values, np.arange(20) // 10) is None
+
+
+def test_the_interval_of_a_share_stays_a_share():
+    assert share_interval(np.zeros(20), np.arange(20))[0] == 0
+    assert 0.1 < share_interval(np.zeros(20), np.arange(20))[1] < 0.25
+    low, high = share_interval(np.repeat([1.0, 1.0, 1.0, 0.0], 10), np.repeat(np.arange(4), 10))
+    assert 0 < low < 0.75 < high < 1 and high - low > 0.5  # four blocks, not forty images
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():

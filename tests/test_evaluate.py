@@ -174,7 +174,10 @@ def test_halves_of_one_set_pass_and_a_warped_image_does_not(tmp_path):
     assert report["controls"]["source_warped"]["caught"]
     assert "is known" in report["controls"]["noise_5_percent"]["reason"]
     assert report["metrics"]["kid_random"]["interval"][0] < 0 < report["verdict"]["accuracy"]
-    assert report["tests"]["statistics"]["blocks"] == [30, 30]  # one recording in time
+    assert report["tests"]["statistics"]["blocks"] == [
+        30,
+        30,
+    ]  # parts of one recording
     fake = ImageSet(images[:60], 0.0, 255.0, np.arange(60))
     source = fake.unit(np.s_[:1])[0]
     warped = save(tmp_path / "warped.npz", subjects._warped(source, fake).stored)
@@ -228,6 +231,7 @@ def test_images_that_do_not_fit_together_are_named(tmp_path):
         "fake: images of size (16, 16), those of real (32, 32)": simulate(20, size=32)[:, ::2, ::2],
         "fake: images hold uint16, those of real uint8": simulate(20).astype(np.uint16),
         "wanted [N, H, W]": np.zeros((4, 4), np.uint8),
+        "holds images of shape": np.zeros((0, 4, 4), np.uint8),
         "holds NaN": np.full((9, 32, 32), np.nan, np.float32),
     }
     for number, (message, images) in enumerate(cases.items()):
@@ -242,6 +246,37 @@ def test_images_that_do_not_fit_together_are_named(tmp_path):
         files(tmp_path, a, "", name="q")
     with pytest.raises(UserError, match="fake: .*/nowhere does not exist"):
         files(tmp_path, a, tmp_path / "nowhere", name="r")
+
+
+def test_one_image_and_images_that_do_not_vary_are_no_traceback(tmp_path):
+    one, flat = simulate(1), np.full((20, 32, 32, 1), 7, np.uint8)
+    a = save(tmp_path / "a.npz", one)
+    with pytest.raises(UserError, match=r"real: 1 image in .*; give 2 or more"):
+        files(tmp_path, a, a, name="one")
+    report = files(tmp_path, save(tmp_path / "f.npz", flat), save(tmp_path / "b.npz", simulate(20)))
+    assert report["metrics"]["diversity"]["reason"] == "not available: the real images do not vary"
+    assert report["verdict"]["accuracy"] == 1.0
+
+
+def test_a_source_image_from_the_test_split_is_left_out_with_its_block(tmp_path):
+    write_images(tmp_path / "images", 60)
+    settings = {"data__source": "folder", "data__path": str(tmp_path / "images")}
+    settings |= {"evaluate__tests": ("statistics",), "evaluate__metrics": ("diversity",)}
+    config = smoke(**settings, train__steps=5)
+    train.run(config, str(tmp_path / "first"))
+    split = json.loads((tmp_path / "first/split.json").read_text())
+    config.source.image = split["names"]["test"][0]
+    train.run(config, str(tmp_path / "run"))
+    evaluate.run(str(tmp_path / "run"), None, step="newest")
+    report = judged(tmp_path / "run")
+    assert report["subject"]["images"]["real"] == len(split["names"]["test"]) - 2
+    assert report["warnings"][0].startswith("The source image is a test frame: the 2 frames")
+
+
+def test_the_best_checkpoint_is_one_that_was_measured(run):
+    config = smoke(**SETTINGS, checkpoint__best="nonsense")
+    with pytest.raises(UserError, match="no checkpoint was saved with checkpoint.best 'nonsense'"):
+        evaluate.run(str(run), config, step="best")
 
 
 def test_nothing_is_overwritten(run, tmp_path):
@@ -320,6 +355,21 @@ def outcome(**values):
     return keys | {"floor": {"accuracy": 0.5, "p_value": 0.5}} | values
 
 
+def test_the_most_accurate_test_need_not_be_the_one_that_decides():
+    tests = {"cnn": outcome(accuracy=0.61, p_value=0.04), "statistics": outcome(accuracy=0.6)}
+    tests["statistics"]["p_value"] = 0.001
+    found = verdict.verdict(tests)
+    assert found["decision"] == "apart" and found["test"] == "statistics"
+    assert found["accuracy"] == 0.6 and "told from real" in found["words"]
+
+
+def test_a_verdict_is_open_where_a_correction_puts_significance_out_of_reach():
+    few = outcome(accuracy=1.0, p_value=0.021, smallest_p_value=0.021, blocks=(6, 6))
+    found = verdict.verdict(dict.fromkeys("abc", few))
+    assert found["decision"] == "open" and "below 0.063 is possible" in found["words"]
+    assert verdict.caught(found)
+
+
 def test_the_verdict_is_the_worst_test_corrected_for_their_number():
     tests = {"cnn": outcome(), "statistics": outcome(accuracy=0.61, p_value=0.02)}
     found = verdict.verdict(tests)
@@ -335,7 +385,7 @@ def test_too_few_blocks_are_told_of_and_controls_judged_by_accuracy():
     few = outcome(accuracy=1.0, p_value=0.3, smallest_p_value=0.3, detectable=None, blocks=(2, 2))
     found = verdict.verdict({"cnn": few})
     assert "too few independent blocks (2)" in found["words"]
-    assert verdict.worst({"cnn": few})["caught"]
-    assert not verdict.worst({"cnn": few | {"accuracy": 0.6}})["caught"]
+    assert verdict.caught(verdict.worst({"cnn": few}))
+    assert not verdict.caught(verdict.worst({"cnn": few | {"accuracy": 0.6}}))
     lines = verdict.warnings({"metrics": {}, "tests": {"cnn": few}, "controls": {}})
     assert len(lines) == 1 and "cannot give a p-value below 0.3" in lines[0]

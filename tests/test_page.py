@@ -90,6 +90,7 @@ def evaluation():
             "interval": [0.933, 0.992],
             "p_value": 0.001,
             "p_value_adjusted": 0.003,
+            "decision": "apart",
             "floor": 0.463,
             "detectable": 0.584,
             "words": "A fresh classifier tells generated from real images.",
@@ -275,8 +276,8 @@ def test_the_forest_plot_puts_numbers_where_its_axis_says(tmp_path):
     ("changes", "state", "words"),
     [
         ({}, "apart", "told apart"),
-        ({"p_value_adjusted": 0.05}, "apart", "told apart"),
-        ({"p_value_adjusted": 0.2}, "alike", "indistinguishable within this test's power"),
+        ({"decision": "open"}, "open", "undecided: too few blocks for this test"),
+        ({"decision": "alike"}, "alike", "indistinguishable within this test's power"),
         ({"p_value_adjusted": None}, "open", "no verdict"),
     ],
 )
@@ -291,11 +292,12 @@ def test_the_badge_follows_the_verdict(tmp_path, changes, state, words):
 
 def test_nothing_is_called_alike_by_a_test_that_could_not_tell(tmp_path):
     changed = evaluation()
-    changed["verdict"]["p_value_adjusted"] = 1.0
+    changed["verdict"] |= {"p_value_adjusted": 1.0, "decision": "alike"}
     for control in changed["controls"].values():
         control["caught"] = False
     assert "no control was caught either" in write(tmp_path, evaluation=changed)
     changed["tests"]["statistics"]["smallest_p_value"] = 0.0625
+    changed["verdict"]["decision"] = "open"
     parsed = Parsed(write(tmp_path, evaluation=changed))
     assert "undecided: too few blocks" in parsed.text
     assert "statistics (smallest p 0.0625)" in parsed.text

@@ -159,6 +159,22 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     assert kept == [1, 3, 4]
 
 
+def test_the_best_checkpoint_outlives_a_resume(tmp_path):
+    """What was measured is on disk with the checkpoint."""
+    weights = {"w": np.ones(2, np.float32)}
+    for steps in ((1, 2), (3, 4)):
+        checkpoints = Checkpoints(epath.Path(tmp_path / "c"), best="diversity", keep=1)
+        for step in steps:
+            pair = Pair(weights, weights)
+            state = TrainState(np.int32(step), np.zeros(2, np.uint32), pair, weights, pair)
+            checkpoints.save(state, {"source": np.ones(2)}, {}, {"diversity": 0.1 * step})
+        checkpoints.wait()
+        checkpoints.close()
+    reader = Checkpoints(epath.Path(tmp_path / "c"), best="diversity", writable=False)
+    assert reader.sampler("best").step == 1 and reader.sampler("newest").step == 4
+    reader.close()
+
+
 def test_a_value_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path, monkeypatch):
     path = tmp_path / "run"
     train.run(smoke(train__steps=10), str(path))

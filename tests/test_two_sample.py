@@ -150,6 +150,29 @@ def test_a_difference_between_blocks_alone_is_not_called_a_difference_of_sets():
     assert caught <= 3
 
 
+def test_blocks_of_real_images_against_independent_fakes_raise_no_false_alarm():
+    """As in a run: real images of six recordings, fakes drawn one by one from the same."""
+    rng = np.random.default_rng(2)
+    caught = 0
+    for seed in range(20):
+        level = np.concatenate([np.repeat(rng.uniform(60, 180, 6), 12), rng.uniform(60, 180, 72)])
+        images = level[:, None, None, None] + rng.normal(0, 5, (144, 16, 16, 1))
+        images = np.clip(images, 0, 255).astype(np.uint8)
+        real = image_set(images[:72], np.repeat(np.arange(6), 12))
+        caught += run("statistics", real, image_set(images[72:]), seed).p_value <= 0.05
+    assert caught <= 4
+
+
+@pytest.mark.parametrize("count", [5, 6, 8])
+def test_five_blocks_can_decide_even_among_three_tests(count):
+    rng = np.random.default_rng(0)
+    blocks = np.repeat(np.arange(count), 8)
+    dark = rng.integers(0, 50, (8 * count, 16, 16, 1), np.uint8)
+    found = run("statistics", image_set(dark, blocks), image_set(dark + 100, blocks))
+    assert found.accuracy == 1.0
+    assert found.p_value == found.smallest_p_value and 3 * found.p_value <= 0.05
+
+
 def test_too_few_blocks_cannot_reach_significance_and_it_is_said():
     blocks = np.repeat([0, 1], 20)
     dark, bright = np.full((40, 16, 16, 1), 50, np.uint8), np.full((40, 16, 16, 1), 60, np.uint8)

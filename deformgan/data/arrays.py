@@ -17,7 +17,8 @@ def read(config: ml_collections.ConfigDict) -> Frames:
     """Reads `images` from the file `data.path`; they are one recording in order of time."""
     path = config.path
     if not Path(path).is_file():
-        raise UserError(f"data.path: {path or 'not set'}; give an .npz file with an array 'images'")
+        what = f"{path} does not exist" if path else "not set"
+        raise UserError(f"data.path: {what}; give an .npz file with an array 'images'")
     try:
         with np.load(path, allow_pickle=False) as file:
             names = getattr(file, "files", [])

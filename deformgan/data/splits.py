@@ -16,7 +16,7 @@ _BLOCKS = 30  # of time, that a recording is cut into: 6 of them a test split of
 
 
 def blocks(recordings: Sequence[str], moments: Sequence[int]) -> list[int]:
-    """The block that each frame belongs to: its recording, or a tenth of it where few exist."""
+    """The block that each frame belongs to: its recording, or a thirtieth of it where few exist."""
     names = list(dict.fromkeys(recordings))
     if len(names) >= _FEWEST_RECORDINGS:
         number_of = {name: number for number, name in enumerate(names)}

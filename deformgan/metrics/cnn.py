@@ -36,7 +36,7 @@ def classify(sets: list[ImageSet], labels: np.ndarray, fold: np.ndarray, seed: i
     stored = np.concatenate([s.stored for s in sets])
     everything = ImageSet(stored, sets[0].low, sets[0].high, np.zeros(len(stored), int))
     size = max(stored.shape[1:3])
-    init, train, score = _functions(widths_for(size, first=8, most=64))
+    init, train, score = _functions(widths_for(size, first=8, most=64), _STEPS)
     scores = np.zeros((len(stored), 1), np.float32)
     for f in np.unique(fold):
         inside = np.flatnonzero(fold != f)
@@ -68,9 +68,9 @@ def _batches(rng: np.random.Generator, inside: np.ndarray, label: np.ndarray) ->
 
 
 @functools.cache
-def _functions(widths: tuple[int, ...]) -> tuple[Any, Any, Any]:
+def _functions(widths: tuple[int, ...], steps: int) -> tuple[Any, Any, Any]:
     network: Any = _Judge(widths)
-    optimiser = optax.adamw(optax.cosine_decay_schedule(_RATE, _STEPS), weight_decay=1e-3)
+    optimiser = optax.adamw(optax.cosine_decay_schedule(_RATE, steps), weight_decay=1e-3)
 
     @jax.jit
     def init(key: jax.Array, images: jax.Array) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -11,13 +10,16 @@ from deformgan.metrics.diversity import smoothed
 from deformgan.metrics.neighbours import nearest
 from deformgan.metrics.subject import ImageSet, Score, Subject, jackknife_interval, unavailable
 
+_AMONG = 2000  # training images whose own neighbours make the floor
 _NEARER = (
     "probability that a generated image is nearer to the training set than a held-out real one is"
-    " (Meehan et al. 2020); well above 0.5: it copies"
+    " (Meehan et al. 2020); above 0.5 and above the floor, which is a training image among the"
+    " others: it copies"
 )
 _RATIO = (
     "median distance of generated images to their nearest training image, over that of held-out"
-    " real images; well below 1: it copies"
+    " real images; far below 1 and below the floor, which is a training image among the others: it"
+    " copies"
 )
 
 
@@ -33,21 +35,29 @@ def score(subject: Subject) -> Iterator[tuple[str, Score]]:
         if own.train is not None:
             sets[name] = (own.real, own.fake, own.train)
     for space, (real, fake, train) in sets.items():
-        unseen = nearest(real, train, 1)[0][:, 0]
-        made = nearest(fake, train, 1)[0][:, 0]
+        unseen, made = (nearest(x, train, 1)[0][:, 0] for x in (real, fake))
+        among = nearest(train[:_AMONG], train, 2)[0][:, 1]  # the nearest is the image itself
         blocks = subject.real.blocks, subject.fake.blocks
-        common: dict[str, Any] = {"n": (len(real), len(fake), len(train)), "features": space}
-        for key, label, about, statistic, ideal in (
-            ("copying", "Copying", _NEARER, nearer, 0.5),
-            ("nearest_training_ratio", "Nearest training image", _RATIO, median_ratio, 1.0),
+        for key, label, about, statistic, ideal, top in (
+            ("copying", "Copying", _NEARER, nearer, 0.5, 1.0),
+            ("nearest_training_ratio", "Nearest training image", _RATIO, median_ratio, 1.0, np.inf),
         ):
-            interval = jackknife_interval(
+            around = jackknife_interval(
                 lambda a, b, s=statistic, x=unseen, y=made: s(x[a], y[b]), blocks
             )
-            value = statistic(unseen, made)
             yield (
                 f"{key}_{space}",
-                Score(f"{label}, {space}", about, value, interval, None, ideal, **common),
+                Score(
+                    f"{label}, {space}",
+                    about,
+                    statistic(unseen, made),
+                    around and (max(around[0], 0.0), min(around[1], top)),
+                    statistic(unseen, among),
+                    ideal,
+                    (len(real), len(fake), len(train)),
+                    space,
+                    floor_n=(len(real), len(among)),
+                ),
             )
 
 

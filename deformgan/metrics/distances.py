@@ -24,7 +24,8 @@ from deformgan.metrics.subject import (
 
 _GROUPS = 20  # of blocks, left out one at a time for the standard error of KID
 _TILE = 1024  # rows of a kernel matrix held at once
-_SIZES = 8  # of subsets that the Fréchet distance is extrapolated from
+_SIZES = 5  # of subsets that the Fréchet distance is extrapolated from
+_RANK = 2  # images for each feature that it takes
 _FRECHET = (
     "Fréchet distance of Gaussians fitted to features (Heusel et al. 2017); small samples bias it"
     " upwards, so compare it with its floor, of the same n"
@@ -54,25 +55,56 @@ def _of_features(subject: Subject, name: str, features: Features) -> Iterator[tu
     real, fake, seed = features.real, features.fake, subject.seed
     blocks = subject.real.blocks, subject.fake.blocks
     label = "FID" if name == "inception" else f"Fréchet distance, {name} features"
+    floor_n = tuple(map(len, features.floor)) if features.floor else ()
     common: dict[str, Any] = {"ideal": 0.0, "n": (len(real), len(fake)), "features": name}
-    floors: list[float | None] = [None, None, None]
-    if features.floor and subject.floor:
-        a, b = features.floor
-        own = tuple(images.blocks for images in subject.floor)
-        floors = [frechet(a, b), frechet_infinite(a, b, seed=seed)[0]]
-        floors.append(kernel_distance(a, b, *own)[0])
+    if min(len(real), len(fake)) < 2:
+        for key in (_key(name), f"{_key(name)}_infinite", f"kid_{name}"):
+            yield key, unavailable(label, _FRECHET, "2 images of each side are the least")
+        return
+    floor = None
+    if features.floor and floor_n == common["n"]:  # its bias depends on n
+        floor = frechet(*features.floor)
     around = jackknife_interval(lambda a, b: frechet(real[a], fake[b]), blocks)
-    plain = frechet(real, fake)
-    yield _key(name), Score(label, _FRECHET, plain, around, floors[0], **common)
-    limit, error = frechet_infinite(real, fake, seed=seed)
-    label = f"{label}, extrapolated"
-    yield (
-        f"{_key(name)}_infinite",
-        Score(label, _INFINITE, limit, _normal(limit, error), floors[1], **common),
-    )
+    value = frechet(real, fake)
+    yield _key(name), Score(label, _FRECHET, value, around, floor, floor_n=floor_n, **common)
+    yield f"{_key(name)}_infinite", _extrapolated(f"{label}, extrapolated", features, blocks, seed)
+    floor = None
+    if features.floor and subject.floor:
+        own = [images.blocks for images in subject.floor]
+        floor = kernel_distance(*features.floor, own[0], own[1])[0]
     kid, error = kernel_distance(real, fake, *blocks)
     label = f"KID, {name} features"
-    yield f"kid_{name}", Score(label, _KERNEL, kid, _normal(kid, error), floors[2], **common)
+    if np.isnan(kid):
+        yield f"kid_{name}", unavailable(label, _KERNEL, "images of one block are no sample")
+        return
+    around = _normal(kid, error)
+    yield f"kid_{name}", Score(label, _KERNEL, kid, around, floor, floor_n=floor_n, **common)
+
+
+def _extrapolated(
+    label: str, features: Features, blocks: tuple[np.ndarray, ...], seed: int
+) -> Score:
+    real, fake = features.real, features.fake
+    least = _RANK * real.shape[1]
+    if min(len(real), len(fake)) < least:
+        reason = f"{real.shape[1]} features need {least} images of each side to extrapolate"
+        return unavailable(label, _INFINITE, reason)
+    floor: float | None = None
+    floor_n: tuple[int, ...] = ()
+    if features.floor and min(map(len, features.floor)) >= least:
+        floor = frechet_infinite(*features.floor, seed=seed)
+        floor_n = tuple(map(len, features.floor))
+    return Score(
+        label,
+        _INFINITE,
+        frechet_infinite(real, fake, seed=seed),
+        jackknife_interval(lambda a, b: frechet_infinite(real[a], fake[b], seed=seed), blocks),
+        floor,
+        0.0,
+        (len(real), len(fake)),
+        features.name,
+        floor_n=floor_n,
+    )
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -100,23 +132,24 @@ def _centred(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.asarray(np.linalg.qr(x, mode="r")) if len(x) > x.shape[1] else x
 
 
-def frechet_infinite(a: np.ndarray, b: np.ndarray, *, seed: int) -> tuple[float, float]:
-    """The Fréchet distance at infinitely many images of both kinds, and its standard error.
+def frechet_infinite(a: np.ndarray, b: np.ndarray, *, seed: int) -> float:
+    """The Fréchet distance at infinitely many images of both kinds.
 
     Subsets of growing size are compared; the distance is linear in one over their size, and the
-    line's value at 0 is the limit (Chong & Forsyth 2020, eq. 6). The error is the line's.
+    line's value at 0 is the limit (Chong & Forsyth 2020, eq. 6). That holds where images are more
+    than features.
+
+    Args:
+      a: `[N, D]`.
+      b: `[M, D]`.
+      seed: of the subsets.
     """
     rng = np.random.default_rng(seed)
     most = min(len(a), len(b))
-    sizes = np.unique(np.linspace(most // 3, most, _SIZES).astype(int))
-    sizes = sizes[sizes >= 2]
-    if len(sizes) < 3:
-        return float("nan"), float("nan")
-    values = [
-        frechet(a[rng.permutation(len(a))[:n]], b[rng.permutation(len(b))[:n]]) for n in sizes
-    ]
-    line = stats.linregress(1 / sizes, values)
-    return float(line.intercept), float(line.intercept_stderr)
+    sizes = np.linspace(most // 2, most, _SIZES).astype(int)
+    orders = rng.permutation(len(a)), rng.permutation(len(b))
+    values = [frechet(a[orders[0][:n]], b[orders[1][:n]]) for n in sizes]
+    return float(stats.linregress(1 / sizes, values).intercept)
 
 
 def kernel_distance(
@@ -132,6 +165,9 @@ def kernel_distance(
       b: `[M, D]`.
       blocks_a: `[N]`; all different for independent images, which gives the usual KID.
       blocks_b: `[M]`.
+
+    Returns:
+      both NaN where a set has one block only; the error NaN of fewer than 3 groups.
     """
     groups = grouped(blocks_a, _GROUPS), grouped(blocks_b, _GROUPS)
     count = min(int(g.max()) + 1 for g in groups)
@@ -142,7 +178,9 @@ def kernel_distance(
 
     def distance(keep: np.ndarray) -> float:
         means = [s[:, keep][..., keep].sum((1, 2)) for s in (aa, bb, ab)]
-        aa_mean, bb_mean, ab_mean = (total / max(pairs, 1) for total, pairs in means)
+        if min(pairs for _, pairs in means) == 0:
+            return float("nan")
+        aa_mean, bb_mean, ab_mean = (total / pairs for total, pairs in means)
         return float(aa_mean + bb_mean - 2 * ab_mean)
 
     everything = np.arange(count)

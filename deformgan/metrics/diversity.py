@@ -15,6 +15,9 @@ from deformgan.metrics.subject import ImageSet, Score, Subject, jackknife_interv
 _SIGMA = 2.0  # pixels: below this, what differs is noise
 _STRIDE = 4  # pixels: what a blur of 2 pixels leaves has no finer detail
 _BATCH = 64
+_CONSTANT = 1e-9  # variance of real images that are all the same
+_FEWEST = 20  # independent images that duplicates can be counted by
+_AT_LEAST = {True: "", False: ": at least"}
 _COLUMNS = 256  # components of vectors copied at once
 _RATIO = (
     "variance between generated images over that between real ones, both blurred by 2 pixels"
@@ -22,7 +25,7 @@ _RATIO = (
 )
 _BIRTHDAY = (
     "how many different images the generator seems to have (birthday paradox: Arora & Zhang 2017):"
-    " pairs nearer to each other than any two real images of different blocks count as duplicates"
+    " pairs nearer to each other than any two of as many independent real images are duplicates"
 )
 
 
@@ -80,12 +83,22 @@ def support(fake: np.ndarray, threshold: float) -> tuple[float, int]:
 
 def score(subject: Subject) -> Iterator[tuple[str, Score]]:
     """The diversity ratio and the size of the generator's support."""
+    if min(len(subject.real), len(subject.fake)) < 2:
+        yield "diversity", unavailable("Diversity", _RATIO, "2 images of each side are the least")
+        return
     real, fake = smoothed(subject.real), smoothed(subject.fake)
     n = (len(real), len(fake))
 
     def ratio(a: np.ndarray, b: np.ndarray) -> float:
         return _variance(fake, b) / max(_variance(real, a), 1e-12)
 
+    if _variance(real, np.ones(n[0], bool)) < _CONSTANT:
+        for key, label, about in (
+            ("diversity", "Diversity", _RATIO),
+            ("support", "Different images", _BIRTHDAY),
+        ):
+            yield key, unavailable(label, about, "the real images do not vary")
+        return
     interval = jackknife_interval(ratio, (subject.real.blocks, subject.fake.blocks))
     value = ratio(np.ones(n[0], bool), np.ones(n[1], bool))
     floor = None
@@ -93,17 +106,25 @@ def score(subject: Subject) -> Iterator[tuple[str, Score]]:
         known, other = (_variance(smoothed(s), np.ones(len(s), bool)) for s in subject.floor)
         floor = other / max(known, 1e-12)
     yield "diversity", Score("Diversity", _RATIO, value, interval, floor, 1.0, n)
-    threshold = _closest_pair(real, subject.real.blocks)
-    if not np.isfinite(threshold):
-        reason = "the real images are of one block, so no two of them are independent"
-        yield "support", unavailable("Different images", _BIRTHDAY, reason)
-        return
-    size, pairs = support(fake, threshold)
-    possible = len(fake) * (len(fake) - 1) / 2
-    words = f"{pairs} duplicates among {possible:.0f} pairs"
+    yield "support", _support(subject, real, fake)
+
+
+def _support(subject: Subject, real: np.ndarray, fake: np.ndarray) -> Score:
+    """One real image a block and as many fakes, so that chance makes as many pairs of both."""
+    label, rng = "Different images", np.random.default_rng(subject.seed)
+    lone = np.unique(subject.real.blocks, return_index=True)[1]
+    count = min(len(lone), len(fake))
+    if count < _FEWEST:
+        reason = f"{count} independent images of each side; {_FEWEST} are the least"
+        return unavailable(label, _BIRTHDAY, reason)
+    known = real[lone[:count]]
+    chosen = fake[np.sort(rng.permutation(len(fake))[:count])]
+    closest = float(nearest(known, known, 2)[0][:, 1].min())
+    size, pairs = support(chosen, closest)
+    possible = count * (count - 1) / 2
+    words = f"{label} ({pairs} duplicates among {possible:.0f} pairs{_AT_LEAST[pairs > 0]})"
     value = min(size, possible)
-    label = f"Different images ({words}{'; at least' if pairs == 0 else ''})"
-    yield "support", Score(label, _BIRTHDAY, value, None, None, None, n, unit="images")
+    return Score(words, _BIRTHDAY, value, None, possible, None, (count, count), unit="images")
 
 
 def _variance(vectors: np.ndarray, chosen: np.ndarray) -> float:
@@ -111,11 +132,3 @@ def _variance(vectors: np.ndarray, chosen: np.ndarray) -> float:
     columns = range(0, vectors.shape[1], _COLUMNS)
     sums = [np.var(vectors[chosen, c : c + _COLUMNS], 0, ddof=1).sum() for c in columns]
     return float(np.sum(sums) / vectors.shape[1])
-
-
-def _closest_pair(vectors: np.ndarray, blocks: np.ndarray) -> float:
-    """Smallest distance between vectors of different blocks."""
-    count = min(len(vectors), int(np.unique(blocks, return_counts=True)[1].max()) + 1)
-    distance, index = nearest(vectors, vectors, count)
-    apart = blocks[index] != blocks[:, None]
-    return float(np.min(distance[apart], initial=np.inf))

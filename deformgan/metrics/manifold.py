@@ -1,4 +1,8 @@
-"""Precision, recall, density and coverage: fidelity and variety, told apart by neighbourhoods."""
+"""Precision, recall, density and coverage: fidelity and variety, told apart by neighbourhoods.
+
+Where real images come in blocks of near copies their neighbourhoods are small: read each number
+beside its floor. Intervals are over the images that are counted, the others taken as given.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deformgan.metrics.neighbours import nearest, within
-from deformgan.metrics.subject import Score, Subject, mean_interval, unavailable
+from deformgan.metrics.subject import Score, Subject, mean_interval, share_interval, unavailable
 
 _K_PRECISION = 3  # Kynkäänniemi et al. 2019, sec. 3
 _K_DENSITY = 5  # Naeem et al. 2020, sec. 3.2
@@ -62,17 +66,19 @@ def score(subject: Subject) -> Iterator[tuple[str, Score]]:
         floor = memberships(*features.floor)._asdict() if features.floor else {}
         for measure, values in found._asdict().items():
             blocks = over.get(measure, subject.real).blocks
+            interval = mean_interval if measure == "density" else share_interval
             yield (
                 f"{measure}_{name}",
                 Score(
                     f"{measure.capitalize()}, {name} features",
                     _ABOUT[measure],
                     float(np.mean(values)),
-                    mean_interval(np.asarray(values, float), blocks),
+                    interval(np.asarray(values, float), blocks),
                     float(np.mean(floor[measure])) if floor else None,
                     1.0,
                     (len(features.real), len(features.fake)),
                     name,
+                    floor_n=tuple(map(len, features.floor)) if features.floor else (),
                 ),
             )
     for name, reason in subject.missing.items():

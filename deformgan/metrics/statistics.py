@@ -31,8 +31,9 @@ def classify(sets: list[ImageSet], labels: np.ndarray, fold: np.ndarray, seed: i
 
 
 def of_sets(sets: list[ImageSet]) -> np.ndarray:
-    """Statistics of all images, `[N, D]`; levels of brightness are those of the first set."""
-    levels = np.quantile(sets[0].unit(np.s_[:256]), np.linspace(0, 1, _LEVELS + 1)[1:-1])
+    """Statistics of all images, `[N, D]`; levels of brightness are those of all sets together."""
+    some = np.concatenate([s.unit(np.s_[:128]) for s in sets])
+    levels = np.quantile(some, np.linspace(0, 1, _LEVELS + 1)[1:-1])
     levels = jnp.asarray(levels, jnp.float32)
     rows = []
     for images in sets:

@@ -56,6 +56,7 @@ class Score:
       value: NaN where there is a `reason` instead.
       interval: 95% confidence interval, or None where none is known.
       floor: the same number for real images against real ones, or None.
+      floor_n: images of each side that the floor is made of.
       ideal: the value of a perfect generator, or None.
       n: images of each side that it is made of.
       features: name of the features, or ''.
@@ -74,6 +75,7 @@ class Score:
     features: str = ""
     unit: str = ""
     spread: float | None = None
+    floor_n: tuple[int, ...] = ()
     reason: str = ""
 
 
@@ -91,7 +93,7 @@ class Features:
     fake: np.ndarray
     train: np.ndarray | None
     floor: tuple[np.ndarray, np.ndarray] | None
-    about: str
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Subject:
       displacement: `[N, H, W, 2]` fields of the first fakes in pixels, or None.
       velocity: `[N, h, w, 2]` their stationary velocities in pixels, or None.
       paired: whether real image i is the truth that fake i should equal.
+      notes: what the reader should know of these images, in sentences.
       floor: two sets of real images; scores of one against the other are what is possible. As
         large as `real` where there are training images, else its halves; None if too few.
       features: by name.
@@ -121,6 +124,7 @@ class Subject:
     displacement: np.ndarray | None = None
     velocity: np.ndarray | None = None
     paired: bool = False
+    notes: tuple[str, ...] = ()
     floor: tuple[ImageSet, ImageSet] | None = None
     features: Mapping[str, Features] = dataclasses.field(default_factory=dict)
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -140,6 +144,31 @@ def mean_interval(values: np.ndarray, blocks: np.ndarray) -> Interval | None:
     error = np.sqrt(count / (count - 1) * np.square(sums).sum()) / len(values)
     half = _student(count - 1) * error
     return float(values.mean() - half), float(values.mean() + half)
+
+
+def share_interval(values: np.ndarray, blocks: np.ndarray) -> Interval | None:
+    """95% interval of a share: Wilson's, of as many trials as the blocks are worth.
+
+    Args:
+      values: `[N]`, each 0 or 1.
+      blocks: `[N]`; None is returned of fewer than 3.
+    """
+    around = mean_interval(values, blocks)
+    if around is None:
+        return None
+    count, share = len(np.unique(blocks)), float(values.mean())
+    error = (around[1] - around[0]) / 2 / _student(count - 1)
+    trials = min(share * (1 - share) / error**2, len(values)) if error > 0 else count
+    return wilson(share, max(trials, 1.0))
+
+
+def wilson(share: float, trials: float) -> Interval:
+    """Wilson's 95% interval of a share seen in so many independent trials."""
+    z = float(stats.norm.ppf(0.975))
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    spread = share * (1 - share) / trials + z**2 / (4 * trials**2)
+    half = z * float(np.sqrt(spread)) / (1 + z**2 / trials)
+    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
 def jackknife_interval(

@@ -9,19 +9,20 @@ the worst of several.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
 import numpy as np
 from scipy import stats
 
-from deformgan.metrics.subject import ImageSet
+from deformgan.metrics.subject import ImageSet, wilson
 
 FOLDS = 5
 _PERMUTATIONS = 999
 FEWEST = 8  # images of a set
-_LEVEL, _POWER = 0.05, 0.8
-_ENOUGH = 40  # arrangements of blocks that reach p = 0.05 on both sides
+LEVEL, _POWER = 0.05, 0.8
+_ENOUGH = 120  # arrangements of blocks: a p-value of 1 / 60, significant among three tests
 # Classifiers of different folds are trained on each other's test labels, which correlates their
 # errors. For a linear score in large samples that raises the variance of the accuracy by 2 / pi.
 _CROSS_FITTED = math.sqrt(1 + 2 / math.pi)
@@ -40,7 +41,7 @@ class Outcome:
       interval: 95% confidence interval of it.
       p_value: of an accuracy as high by chance, by permuting whole blocks.
       smallest_p_value: that so few blocks can give.
-      detectable: accuracy that this sample size finds with 80% power at p = 0.05, or None.
+      detectable: accuracy that this sample size finds with 80% power, or None.
       n: images of each side.
       blocks: independent blocks of each side.
       scores: `[n_a + n_b]`: above 0 for images taken to be of the first set.
@@ -62,7 +63,13 @@ Classify = Callable[[list[ImageSet], np.ndarray, np.ndarray, int], np.ndarray]
 
 
 def two_sample_test(
-    classify: Classify, a: ImageSet, b: ImageSet, *, seed: int, refits: bool
+    classify: Classify,
+    a: ImageSet,
+    b: ImageSet,
+    *,
+    seed: int,
+    refits: bool,
+    level: float = LEVEL,
 ) -> Outcome:
     """Tests whether two sets of images come from one distribution.
 
@@ -74,6 +81,7 @@ def two_sample_test(
       refits: whether `classify` is cheap enough to be trained anew for every permutation, which
         makes the null distribution exact; else the predictions are kept and it is widened by
         the correlation of cross-fitted classifiers.
+      level: of significance that `detectable` is for: `LEVEL` over the number of tests.
 
     Returns:
       Its outcome.
@@ -86,24 +94,27 @@ def two_sample_test(
     blocks = np.concatenate([a.blocks, b.blocks + 1 + a.blocks.max()])
     truth = np.concatenate([np.ones(len(a)), -np.ones(len(b))]).astype(np.float32)
     fold = assign_folds(blocks, truth, rng)
-    labels = np.stack([truth, *(_permuted(truth, blocks, fold, rng) for _ in range(_PERMUTATIONS))])
-    labels = labels.T  # [N, 1 + P]
+    count = _arrangements(blocks, truth, fold)
+    if count <= _PERMUTATIONS:
+        labels = _every_arrangement(truth, blocks, fold)  # [N, P], the truth first
+    else:
+        drawn = [_permuted(truth, blocks, fold, rng) for _ in range(_PERMUTATIONS)]
+        labels = np.stack([truth, *drawn], 1)
     scores = classify([a, b], labels if refits else labels[:, :1], fold, seed)
     accuracies = balanced_accuracy(scores, labels)
     accuracy, null = float(accuracies[0]), accuracies[1:]
     if not refits:
         null = 0.5 + _CROSS_FITTED * (null - 0.5)
     spread = float(np.sqrt(np.mean(np.square(null - 0.5))))
-    count = _arrangements(blocks, truth, fold) / (2 if refits else 1)  # all flipped is the same
-    smallest = max(1 / count, 1 / (1 + _PERMUTATIONS))
-    p_value = (1 + np.sum(null >= accuracy - 1e-9)) / (1 + _PERMUTATIONS)
-    reach = 0.5 + (stats.norm.ppf(1 - _LEVEL) + stats.norm.ppf(_POWER)) * spread
+    smallest = max((2 if refits else 1) / count, 1 / (1 + _PERMUTATIONS))  # all flipped: the same
+    p_value = (1 + np.sum(null >= accuracy - 1e-9)) / labels.shape[1]
+    reach = 0.5 + (stats.norm.ppf(1 - level) + stats.norm.ppf(_POWER)) * spread
     return Outcome(
         accuracy=accuracy,
-        interval=_wilson(accuracy, 0.25 / max(spread, 1e-6) ** 2),
+        interval=wilson(accuracy, 0.25 / max(spread, 1e-6) ** 2),
         p_value=max(float(p_value), smallest),
         smallest_p_value=smallest,
-        detectable=float(reach) if reach <= 1 and smallest <= _LEVEL else None,
+        detectable=float(reach) if reach <= 1 and smallest <= level else None,
         n=(len(a), len(b)),
         blocks=(len(np.unique(a.blocks)), len(np.unique(b.blocks))),
         scores=scores[:, 0],
@@ -132,7 +143,7 @@ def _alike(images: ImageSet, other: ImageSet) -> ImageSet:
 def assign_folds(blocks: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The fold of each image: whole blocks, of both labels in every fold, sizes as even as can be.
 
-    As many folds as leave enough arrangements of the blocks within folds for p = 0.05, up to
+    As many folds as leave enough arrangements of the blocks within folds for significance, up to
     `FOLDS`; as many as there are blocks where nothing is enough.
     """
     own = [np.unique(blocks[truth == label]) for label in (1, -1)]
@@ -175,6 +186,23 @@ def _permuted(
     return label[own]
 
 
+def _every_arrangement(truth: np.ndarray, blocks: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """All labellings of the blocks that keep the number of each label in each fold, `[N, P]`."""
+    _, first, own = np.unique(blocks, return_index=True, return_inverse=True)
+    label, where = truth[first], fold[first]
+    choices = []
+    for f in np.unique(where):
+        members = np.flatnonzero(where == f)
+        choices.append(list(itertools.combinations(members, int(np.sum(label[members] > 0)))))
+    columns = []
+    for chosen in itertools.product(*choices):
+        column = -np.ones_like(label)
+        column[np.concatenate(chosen)] = 1
+        columns.append(column)
+    columns.sort(key=lambda column: not np.array_equal(column, label))
+    return np.stack(columns, 1)[own]
+
+
 def _arrangements(blocks: np.ndarray, truth: np.ndarray, fold: np.ndarray) -> float:
     """How many ways there are to label the blocks within folds."""
     _, first = np.unique(blocks, return_index=True)
@@ -183,14 +211,6 @@ def _arrangements(blocks: np.ndarray, truth: np.ndarray, fold: np.ndarray) -> fl
         inside = truth[first][fold[first] == f]
         count *= math.comb(len(inside), int(np.sum(inside > 0)))
     return count
-
-
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's 95% interval of a share seen in `n` independent trials."""
-    z = stats.norm.ppf(0.975)
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return float(max(centre - half, 0.0)), float(min(centre + half, 1.0))
 
 
 def cross_fitted_discriminant(
