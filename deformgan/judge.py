@@ -56,7 +56,7 @@ def judge(
       quiet: whether to show no progress.
 
     Returns:
-      `verdict`, `tests`, `controls`, `metrics` and `warnings`, as JSON holds them.
+      `verdict`, `tests`, `controls`, `features`, `metrics` and `warnings`, as JSON holds them.
 
     Raises:
       UserError: for settings that do not exist.
@@ -64,6 +64,7 @@ def judge(
     subject = dataclasses.replace(subject, floor=_floor(subject))
     subject = _with_features(subject, settings, encoder, quiet)
     report = _tests(subject, settings, quiet)
+    report["features"] = {name: own.about for name, own in subject.features.items()}
     report["metrics"] = {}
     for family in settings.metrics:
         module = resolve("evaluate.metrics", "deformgan.metrics", family, "score")
@@ -135,7 +136,9 @@ def _features(subject: Subject, extractor: features.Extractor, quiet: bool) -> F
         scale = np.where(spread > 1e-5 * np.abs(mean) + 1e-9, 1 / np.maximum(spread, 1e-9), 0)
         out = {k: (x - mean) * scale for k, x in out.items()}
     floor = (out["floor_a"], out["floor_b"]) if subject.floor is not None else None
-    return Features(out["real"], out["fake"], out.get("train"), floor, extractor.name)
+    return Features(
+        out["real"], out["fake"], out.get("train"), floor, extractor.name, extractor.about
+    )
 
 
 def _tests(subject: Subject, settings: ml_collections.ConfigDict, quiet: bool) -> Report:

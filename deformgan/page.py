@@ -91,6 +91,8 @@ def of_run(
     if evaluation is not None:
         about = evaluation["subject"]
         facts["real images"], facts["generated images"] = about["real"], about["fake"]
+        for name, how in evaluation["features"].items():
+            facts[f"{name} features"] = how
         facts["evaluation"] = f"{evaluation['seconds']:.0f} s on {evaluation['devices']}"
     facts["config"] = json.dumps(to_json(config), indent=2, sort_keys=True)
     write(

@@ -173,15 +173,13 @@ def of_files(paths: Mapping[str, str], config: ml_collections.ConfigDict) -> Sub
     """
     paths, settings = {flag: path for flag, path in paths.items() if path}, config.evaluate
     channel = config.data.channel
-    channels = (
-        3 if any(_is_colour(_open(flag, path, channel, 3)) for flag, path in paths.items()) else 1
-    )
+    coloured = any(_is_colour(_open(flag, path, channel, 3)) for flag, path in paths.items())
     names: dict[str, list[str]] = {}
     values: dict[str, np.ndarray] = {}
     blocks: dict[str, np.ndarray] = {}
     chosen = np.zeros(0, int)
     for flag, path in paths.items():  # one at a time: a reader may hold all its images
-        frames = _open(flag, path, channel, channels)
+        frames = _open(flag, path, channel, 3 if coloured else 1)
         names[flag] = [name.partition("#")[2] or Path(name).stem for name in frames.names]
         if flag == "fake" and settings.paired:
             chosen = _partners(names["real"], names["fake"])[chosen]
@@ -191,16 +189,7 @@ def of_files(paths: Mapping[str, str], config: ml_collections.ConfigDict) -> Sub
         values[flag] = _read(flag, frames, chosen)
         own = np.asarray(splits.blocks(frames.recordings, frames.moments))[chosen]
         blocks[flag] = np.arange(len(chosen)) if flag == "fake" else own
-        if len(chosen) < 2:
-            raise UserError(f"{flag}: 1 image in {path}; give 2 or more")
-        shape, wanted = values[flag].shape[1:3], values["real"].shape[1:3]
-        if shape != wanted:
-            raise UserError(f"{flag}: images of size {shape}, those of real {wanted}; resize them")
-        if values[flag].dtype != values["real"].dtype:
-            raise UserError(
-                f"{flag}: images hold {values[flag].dtype}, those of real {values['real'].dtype};"
-                " convert them to one depth and range"
-            )
+        _check_alike(flag, values[flag], values["real"])
         say(f"{flag}: {len(chosen)} of {len(frames)} images, {path}")
     ends = [(float(x.min()), float(x.max())) for x in values.values()]
     depth = scaling.Depth.of(
@@ -211,7 +200,11 @@ def of_files(paths: Mapping[str, str], config: ml_collections.ConfigDict) -> Sub
         stored = values.pop(flag)
         if stored.dtype != depth.dtype:
             stored = np.round((stored - depth.offset) / depth.step).astype(depth.dtype)
-        sets[flag] = ImageSet(stored, 0.0, float(np.iinfo(depth.dtype).max), blocks[flag])
+        if flag == "real":  # cameras of 12 bits leave most of 16 unused
+            limits = (0.0, 255.0)
+            if depth.dtype != "uint8":
+                limits = (float(stored.min()), float(max(stored.max(), stored.min() + 1)))
+        sets[flag] = ImageSet(stored, *limits, blocks[flag])
     real = sets["real"]
     return Subject(
         real=real,
@@ -222,6 +215,20 @@ def of_files(paths: Mapping[str, str], config: ml_collections.ConfigDict) -> Sub
         | {"source_warped": _warped(real.unit(np.s_[:1])[0], real)},
         paired=settings.paired,
     )
+
+
+def _check_alike(flag: str, images: np.ndarray, real: np.ndarray) -> None:
+    """Raises `UserError` unless there are some images, of the size and depth of the real ones."""
+    if len(images) < 2:
+        raise UserError(f"{flag}: 1 image; give 2 or more")
+    shape, wanted = images.shape[1:3], real.shape[1:3]
+    if shape != wanted:
+        raise UserError(f"{flag}: images of size {shape}, those of real {wanted}; resize them")
+    if images.dtype != real.dtype:
+        raise UserError(
+            f"{flag}: images hold {images.dtype}, those of real {real.dtype}; convert them to one"
+            " depth and range"
+        )
 
 
 def _partners(real: Sequence[str], fake: Sequence[str]) -> np.ndarray:

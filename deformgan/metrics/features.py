@@ -74,7 +74,7 @@ def inception(path: str) -> Extractor:
     weights = load(path)
     network = Inception()
     name = "inception" if weights.published else "inception-unpublished"
-    about = f"Inception-v3 pool3, weights of {weights.source_sha256[:12]}"
+    about = f"Inception-v3 pool3; its file names {weights.source_sha256} as the weights' source"
     apply = jax.jit(lambda x: network.apply(weights.variables, preprocess(x)))
     return Extractor(name, about, apply, standardise=False)
 
@@ -105,7 +105,10 @@ def encoder(
             )
     network: Any = ConvNet(_ENCODER_WIDTHS)
     trunk = {"params": variables["params"]["trunk"]}
-    about = f"encoder trained without labels on the {len(train)} training images ({recipe[:12]})"
+    about = (
+        f"encoder trained without labels on the {len(train)} training images, which its floor"
+        f" compares with unseen ones; recipe {recipe[:12]}"
+    )
     return Extractor(
         "encoder", about, jax.jit(lambda x: pooled(network.apply(trunk, x)[-2:])), standardise=True
     )

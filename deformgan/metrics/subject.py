@@ -86,14 +86,15 @@ def unavailable(label: str, about: str, reason: str) -> Score:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Feature vectors `[N, D]` of the sets of a `Subject`, None where it has no such set, and what
-    they are."""
+    """Feature vectors `[N, D]` of the sets of a `Subject`, None where it has no such set; their name
+    and how they were made."""
 
     real: np.ndarray
     fake: np.ndarray
     train: np.ndarray | None
     floor: tuple[np.ndarray, np.ndarray] | None
     name: str
+    about: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
