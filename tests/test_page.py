@@ -340,7 +340,7 @@ def test_images_are_those_given_and_at_most_24(tmp_path):
         for _, attributes, _ in parsed.all("img"):
             data = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
             found[attributes["alt"].split()[0]].append(imagecodecs.png_decode(data))
-            assert attributes["loading"] == "lazy" and attributes["decoding"] == "async"
+            assert "loading" not in attributes  # a picture of the whole page shows them all
         for kind, name in (("real", "real"), ("sample", "generated"), ("training", "nearest")):
             wanted = getattr(shown, name)[:24].reshape(np.shape(found[kind]))
             np.testing.assert_array_equal(found[kind], wanted)

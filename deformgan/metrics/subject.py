@@ -86,8 +86,12 @@ def unavailable(label: str, about: str, reason: str) -> Score:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Feature vectors `[N, D]` of the sets of a `Subject`, None where it has no such set; their name
-    and how they were made."""
+    """Features `[N, D]` of the sets of a `Subject`, None where it has no such set.
+
+    Attributes:
+      name: of the features, part of the name of every score made of them.
+      about: how they were made.
+    """
 
     real: np.ndarray
     fake: np.ndarray
