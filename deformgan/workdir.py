@@ -29,10 +29,10 @@ class Workdir:
     """A run's folder, made and found writable, or `UserError`."""
 
     def __init__(self, path: str, *, create: bool) -> None:
-        self.root = epath.Path(path)
         self._remote = "://" in path
         self._sent: dict[Path, int] = {}
         try:
+            self.root = epath.Path(path)
             if create:
                 self.root.mkdir(parents=True, exist_ok=True)
             if self._remote:
@@ -47,6 +47,10 @@ class Workdir:
                 probe.write_text("")
                 probe.unlink()
                 (self.local / "samples").mkdir(exist_ok=True)
+        except KeyError as error:  # how etils says that it knows no such file system
+            raise UserError(
+                f"workdir: {path} is no place that can be written to; give a folder or gs://BUCKET"
+            ) from error
         except ImportError as error:  # of a bucket's file system
             raise UserError(
                 f"workdir: {path} needs the extra gcs: pip install -e '.[gcs]' ({error})"

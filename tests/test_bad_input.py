@@ -137,6 +137,7 @@ def test_sampling_without_a_run_or_a_checkpoint(cli, tmp_path):
 def test_a_workdir_that_cannot_be_written(cli, tmp_path):
     (tmp_path / "file").write_text("")
     check(cli(CONFIG, f"--workdir={tmp_path}/file/run"), "workdir: cannot write to")
+    check(cli(CONFIG, f"--workdir=file://{tmp_path}/run"), "is no place that can be written to")
 
 
 def test_a_damaged_run_is_named(cli, tmp_path):
