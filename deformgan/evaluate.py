@@ -26,7 +26,7 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> No
 
     Args:
       path: the workdir of a trained run.
-      config: may differ from the run's own in how it is evaluated; None to use that.
+      config: its `evaluate` block is used, and of all else the run's own; None for that alone.
       step: of the checkpoint: a number, 'newest' or 'best'.
 
     Raises:
@@ -37,8 +37,8 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> No
     workdir = Workdir(path, create=False)
     own = workdir.config()
     if config is not None:
-        workdir.check_same(config)
-        own = config
+        own.evaluate = config.evaluate
+        say("evaluate settings as given, all others those of the run")
     check(own.evaluate)
     checkpoints = Checkpoints(workdir.checkpoints, best=own.checkpoint.best, writable=False)
     sampler = checkpoints.sampler(step)

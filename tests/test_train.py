@@ -173,6 +173,10 @@ def test_the_best_checkpoint_outlives_a_resume(tmp_path):
     reader = Checkpoints(epath.Path(tmp_path / "c"), best="diversity", writable=False)
     assert reader.sampler("best").step == 1 and reader.sampler("newest").step == 4
     reader.close()
+    reader = Checkpoints(epath.Path(tmp_path / "c"), best="folded", writable=False)
+    with pytest.raises(UserError, match="no checkpoint was saved with checkpoint.best 'folded'"):
+        reader.sampler("best")
+    reader.close()
 
 
 def test_a_value_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path, monkeypatch):
