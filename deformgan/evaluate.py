@@ -44,7 +44,8 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> No
     sampler = checkpoints.sampler(step)
     checkpoints.close()
     say(f"evaluating step {sampler.step} of {workdir.root} on {parallel.describe()}")
-    dataset = intake.load(own, workdir)
+    with workdir.writing():
+        dataset = intake.load(own, workdir)
     if dataset.digest() != sampler.meta["frames"]:
         raise UserError(
             "data.path: the frames are no longer split as when this run was trained, so held-out"
@@ -61,7 +62,8 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> No
     with progress(f"sampling {num} images", total=num) as advance:
         parts = generate(objective, sampler.variables, sampler.constants, seed=seed, num=num)
         subject = subjects.of_run(dataset, parts, own, advance)
-    report = judge(subject, own.evaluate, encoder=workdir.local / "encoder.safetensors")
+    with workdir.writing():
+        report = judge(subject, own.evaluate, encoder=workdir.local / "encoder.safetensors")
     about = {
         "kind": "run",
         "real": f"test frames of {own.data.source}:{own.data.path or own.data.set}",
@@ -127,12 +129,13 @@ def _finish(
         "devices": parallel.describe(),
         "seconds": round(time.monotonic() - start, 1),
     }
-    workdir.write_json("evaluation.json", report)
     _print_table(report)
-    page.of_run(workdir, config, read_metrics(workdir), subjects.gallery(subject), report)
+    with workdir.writing():
+        workdir.write_json("evaluation.json", report)
+        page.of_run(workdir, config, read_metrics(workdir), subjects.gallery(subject), report)
+        workdir.close()
     say(f"  numbers   {workdir.root / 'evaluation.json'}")
     say(f"  report    {workdir.root / 'report.html'}")
-    workdir.close()
 
 
 def _print_table(report: Report) -> None:

@@ -8,10 +8,12 @@ to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,17 @@ class Workdir:
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` whole or not at all."""
         write_atomically(self.local / name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns a failure to write into this folder into a `UserError`."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"workdir: cannot write to {self.root} ({error.strerror or error}); free some"
+                " space, or see who may write there"
+            ) from error
 
     def read_json(self, name: str) -> Any:
         """What `write_json` wrote under this name, or None if that is absent or damaged."""

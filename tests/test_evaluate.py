@@ -274,6 +274,17 @@ def test_a_source_image_from_the_test_split_is_left_out_with_its_block(tmp_path)
     assert report["warnings"][0].startswith("The source image is a test frame: the 2 frames")
 
 
+def test_a_full_disk_is_one_line(run, monkeypatch):
+    def full(file, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("deformgan.workdir.write_atomically", full)
+    config = base.get_config()
+    config.evaluate.update({"tests": (), "metrics": ("diversity",)})
+    with pytest.raises(UserError, match=r"workdir: cannot write to .*No space left on device"):
+        evaluate.run(str(run), config, step="newest")
+
+
 def test_nothing_is_overwritten(run, tmp_path):
     a = save(tmp_path / "a.npz", simulate(20))
     with pytest.raises(UserError, match=r"holds config\.json; choose another"):

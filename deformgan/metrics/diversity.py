@@ -56,11 +56,7 @@ def _blurred(images: jax.Array) -> jax.Array:
 
 def smoothed(images: ImageSet) -> np.ndarray:
     """Images blurred by 2 pixels and every fourth pixel of them, as vectors `[N, D]` float32."""
-    parts = []
-    for batch in images.batches(_BATCH):
-        padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]))])
-        parts.append(np.asarray(_blurred(padded.astype(np.float32)))[: len(batch)])
-    return np.concatenate(parts).reshape(len(images), -1)
+    return images.map(_blurred, _BATCH).reshape(len(images), -1)
 
 
 def support(fake: np.ndarray, threshold: float) -> tuple[float, int]:

@@ -100,9 +100,10 @@ def encoder(
         variables = _train_encoder(train, seed, step)
         if store is not None:
             flat = traverse_util.flatten_dict(variables, sep="/")
-            safetensors.numpy.save_file(
-                {k: np.asarray(v) for k, v in flat.items()}, store, {"recipe": recipe}
-            )
+            tensors = {name: np.asarray(values) for name, values in flat.items()}
+            draft = store.with_name(f".{store.name}")  # whole or not at all
+            draft.write_bytes(safetensors.numpy.save(tensors, {"recipe": recipe}))
+            draft.replace(store)
     network: Any = ConvNet(_ENCODER_WIDTHS)
     trunk = {"params": variables["params"]["trunk"]}
     about = (
@@ -138,13 +139,7 @@ def extract(
       step: called with the number of images done in each batch.
     """
     size = _BATCH[extractor.name.partition("-")[0]]
-    rows = []
-    for batch in images.batches(size):
-        padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]))])
-        out = extractor.apply(place(padded.astype(np.float32)))
-        rows.append(np.asarray(out, np.float32)[: len(batch)])
-        step(len(batch))
-    return np.concatenate(rows)
+    return images.map(lambda batch: extractor.apply(place(batch)), size, step)
 
 
 def _whitened(x: jax.Array) -> jax.Array:

@@ -35,13 +35,8 @@ def of_sets(sets: list[ImageSet]) -> np.ndarray:
     some = np.concatenate([s.unit(np.s_[:128]) for s in sets])
     levels = np.quantile(some, np.linspace(0, 1, _LEVELS + 1)[1:-1])
     levels = jnp.asarray(levels, jnp.float32)
-    rows = []
-    for images in sets:
-        for batch in images.batches(_BATCH):
-            padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), *batch.shape[1:]))])
-            out = image_statistics(jnp.asarray(padded, jnp.float32), levels)
-            rows.append(np.asarray(out, np.float64)[: len(batch)])
-    return np.concatenate(rows)
+    rows = [images.map(lambda batch: image_statistics(batch, levels), _BATCH) for images in sets]
+    return np.concatenate(rows).astype(np.float64)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -44,6 +45,24 @@ class ImageSet:
         """All images in order, as float32 in [-1, 1], at most `size` at a time."""
         for first in range(0, len(self), size):
             yield self.unit(np.s_[first : first + size])
+
+    def map(
+        self,
+        function: Callable[[np.ndarray], Any],
+        size: int,
+        step: Callable[[int], None] = lambda done: None,
+    ) -> np.ndarray:
+        """The rows that a compiled function gives for all images, `[N, ...]`.
+
+        It sees batches of one size, the last filled up, so that it is compiled once; `step` is
+        called with the number of images done.
+        """
+        rows = []
+        for batch in self.batches(size):
+            padded = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
+            rows.append(np.asarray(function(padded))[: len(batch)])
+            step(len(batch))
+        return np.concatenate(rows)
 
 
 @dataclasses.dataclass(frozen=True)
