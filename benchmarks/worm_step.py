@@ -46,7 +46,7 @@ def main():
     config.data.count = 2 * arguments.batch
     dataset = pipeline.build(pipeline.open_frames(config.data), config.data, config.source)
     objective, optimisers = deform.create(config), optim.make(config.optimiser)
-    constants = objective.fit(dataset)
+    constants = objective.fit(dataset, print).constants
     positions = parallel.positions(config.train.batch_size)
     feed = make_feed(dataset.train, config.train.batch_size, 0, process=0, processes=1)
     print(f"{parallel.describe()}, batch {config.train.batch_size}")

@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.path = ""  # folder or file, for every source but the simulator
     data.set = "neurites"  # of the simulator; see deformgan/data/simulated.py
     data.count = 600  # images to simulate
+    data.layer = ""  # of the simulator, drawn alone: soma_bright, soma_dim, neurites; '' for all
     data.seed = 0  # of the simulator and of the splits
     data.size = 128  # pixels along each side; frames are fitted to it
     data.channels = 1  # 1 grey, 3 colour
@@ -29,11 +30,22 @@ def get_config() -> ml_collections.ConfigDict:
     data.range = (0.0, 255.0)  # limits for data.scaling=range, in input units
     data.validation = 0.1  # shares of the blocks of frames held out: to choose checkpoints by
     data.test = 0.2  # and for the last judgement
+    data.held_out = 0  # simulated images drawn afresh as the test split, in place of data.test
+    data.held_out_seed = 1000003  # that they are drawn from
     data.memory_mib = 1024  # sets up to this size are held in memory; larger ones are streamed
 
     config.source = source = ml_collections.ConfigDict()
     source.image = "auto"  # to be warped: auto, simulated, an index, or a frame's name
     source.set = ""  # simulated set it is drawn from, if not data.set
+
+    config.fit = fit = ml_collections.ConfigDict()  # of the objective atlas: what it estimates
+    fit.subset = 200  # training images that the template is built from
+    fit.images = 2000  # and that deformations are learned from, at most
+    fit.somata = 2  # bright somata that move on their own, at most
+    fit.shared_control = 14  # control points of the velocity of everything, along each axis
+    fit.own_control = 14  # of the neurites' own
+    fit.gain_control = 8  # of their brightness
+    fit.grid = 24  # points that velocities are integrated on, along each axis
 
     config.optimiser = optimiser = ml_collections.ConfigDict()
     for player in ("gen", "disc"):  # Adam as DCGANs use it: Radford et al. 2016, sec. 3
@@ -41,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
         optimiser[player].learning_rate = 2e-4
         optimiser[player].beta1 = 0.5
         optimiser[player].beta2 = 0.999
+        optimiser[player].delay = 0  # steps before it begins, while the other one learns
     optimiser.ema_decay = 0.0  # of the generator that samples are made with; 0 for the last one
 
     config.augment = augment = ml_collections.ConfigDict()

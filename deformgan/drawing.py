@@ -55,6 +55,13 @@ def panels(
     return [p for p in first if p], [p for p in other if p], block
 
 
+def accuracy(records: Sequence[dict[str, Any]], title: str) -> dict[str, Any] | None:
+    """The panel of the discriminator's accuracy alone; None if nothing was trained."""
+    options = _PANELS["Accuracy of the discriminator"]
+    series = {name: _series(records, name) for name in options["names"]}
+    return _panel(title, series, **options)
+
+
 def _plain(name: str) -> str:
     return name.replace("_", " ")
 

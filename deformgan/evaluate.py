@@ -21,13 +21,16 @@ from deformgan.verdict import Report
 from deformgan.workdir import Workdir
 
 
-def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> None:
+def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> page.Pictures:
     """Judges the run in the folder `path` on its test frames.
 
     Args:
       path: the workdir of a trained run.
       config: its `evaluate` block is used, and of all else the run's own; None for that alone.
       step: of the checkpoint: a number, 'newest' or 'best'.
+
+    Returns:
+      The pictures of the report.
 
     Raises:
       UserError: if there is no checkpoint, or the data are not those of the run.
@@ -72,7 +75,7 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> No
         "objective": own.objective,
         "checkpoint": sampler.step,
     }
-    _finish(workdir, own, report, subject, about, start)
+    return finish(workdir, own, report, subject, about, start)
 
 
 def run_on_files(
@@ -103,18 +106,27 @@ def run_on_files(
     subject = subjects.of_files({"real": real, "fake": fake, "train": train}, config)
     report = judge(subject, config.evaluate)
     about = {"kind": "files", "real": real, "fake": fake, "train": train, "split": "as given"}
-    _finish(workdir, config, report, subject, about, start)
+    finish(workdir, config, report, subject, about, start)
 
 
-def _finish(
+def finish(
     workdir: Workdir,
     config: ml_collections.ConfigDict,
     report: Report,
     subject: Subject,
     about: dict[str, Any],
     start: float,
-) -> None:
-    """Writes `evaluation.json` and `report.html`, and prints the table."""
+) -> page.Pictures:
+    """Writes `evaluation.json` and `report.html`, prints the table, returns the pictures.
+
+    Args:
+      workdir: to write to.
+      config: of the run.
+      report: as `judge` gives it.
+      subject: what was judged.
+      about: of the subject: `kind`, `real` and `fake` in words, `split`.
+      start: by the monotonic clock.
+    """
     sets = {"real": subject.real, "fake": subject.fake, "train": subject.train}
     about["images"] = {name: len(images) for name, images in sets.items() if images is not None}
     about["size"] = list(subject.real.stored.shape[1:])
@@ -132,10 +144,12 @@ def _finish(
     _print_table(report)
     with workdir.writing():
         workdir.write_json("evaluation.json", report)
-        page.of_run(workdir, config, read_metrics(workdir), subjects.gallery(subject), report)
+        pictures = subjects.gallery(subject)
+        page.of_run(workdir, config, read_metrics(workdir), pictures, report)
         workdir.close()
     say(f"  numbers   {workdir.root / 'evaluation.json'}")
     say(f"  report    {workdir.root / 'report.html'}")
+    return pictures
 
 
 def _print_table(report: Report) -> None:

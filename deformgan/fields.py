@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deformgan.errors import require_shape
-from deformgan.warp import warp
+from deformgan.warp import warp_each
 
 POINT_STATUS = ("ok", "folded", "outside")
 _TOLERANCE = 1e-3  # pixels: two solutions nearer than this are one, met in neighbouring triangles
@@ -52,7 +52,7 @@ def inverse(displacement: jax.Array, *, iterations: int = 30) -> jax.Array:
     require_shape("displacement", displacement, (None, None, None, 2))
 
     def step(_: int, v: jax.Array) -> jax.Array:
-        return -_composed(displacement, v)
+        return -warp_each(displacement, v)
 
     return jax.lax.fori_loop(0, iterations, step, -displacement)
 
@@ -63,16 +63,31 @@ def inverse_error(displacement: jax.Array) -> jax.Array:
     0 for a field that has an inverse.
     """
     back = inverse(displacement)
-    rest = jnp.linalg.norm(back + _composed(displacement, back), axis=-1)
+    rest = jnp.linalg.norm(back + warp_each(displacement, back), axis=-1)
     _, height, width, _ = displacement.shape
     place = back + jnp.stack(jnp.indices((height, width)), -1)[None]
     inside = (place >= 0) & (place <= jnp.array([height - 1, width - 1])[None, None, None])
     return jnp.where(jnp.all(inside, -1), rest, jnp.nan)
 
 
-def _composed(field: jax.Array, displacement: jax.Array) -> jax.Array:
-    """`field(x + displacement(x))` for each of a batch."""
-    return jax.vmap(lambda f, d: warp(f, d[None])[0])(field, displacement)
+def exponential(velocity: jax.Array, *, squarings: int = 6) -> jax.Array:
+    """The displacement u with x + u(x) = exp(v)(x): a stationary velocity followed for unit time.
+
+    Scaling and squaring, Arsigny et al. 2006: u = v / 2^n, then u(x) <- u(x) + u(x + u(x)) n times.
+    `exponential(-velocity)` is the inverse.
+
+    Args:
+      velocity: `[B, H, W, 2]` in pixels of its own grid, which may be coarser than an image's.
+      squarings: n.
+
+    Returns:
+      `[B, H, W, 2]` in the same pixels.
+    """
+    require_shape("velocity", velocity, (None, None, None, 2))
+    displacement = velocity / 2**squarings
+    for _ in range(squarings):
+        displacement = displacement + warp_each(displacement, displacement)
+    return displacement
 
 
 def smooth_random(

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from deformgan import __version__
 from deformgan.errors import Interrupted, RunError, UserError
 
-MODES = ("train", "evaluate", "sample", "prepare")
+MODES = ("train", "evaluate", "sample", "prepare", "study")
 
 config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:variant,variant]")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
@@ -79,6 +79,10 @@ def run(argv: list[str]) -> None:
         from deformgan import prepare
 
         prepare.run(config, path)
+    elif MODE.value == "study":
+        from deformgan import study
+
+        study.run(config, path)
     else:
         from deformgan import train
 

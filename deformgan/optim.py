@@ -14,4 +14,8 @@ def make(config: ml_collections.ConfigDict) -> Pair[optax.GradientTransformation
 
 
 def _adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    return optax.adam(config.learning_rate, b1=config.beta1, b2=config.beta2)
+    rate = optax.join_schedules(
+        [optax.constant_schedule(0.0), optax.constant_schedule(config.learning_rate)],
+        [config.delay],
+    )
+    return optax.adam(rate, b1=config.beta1, b2=config.beta2)

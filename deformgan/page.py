@@ -33,6 +33,14 @@ _LEVEL = 0.05  # of significance
 _DASH, _MINUS, _TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 _LARGEST = 1e300  # of a number that can be drawn
 
+_ESTIMATED = {  # files of a run's folder estimation/, without .png
+    "template": "The template, built from noisy training images alone, its layers, and what its"
+    " structures are taken for.",
+    "noise": "The camera's noise: standard deviation against brightness, and the kernel that gives"
+    " it its correlation.",
+    "registration": "Training images, the atlas carried to each of them, and what is left, which"
+    " should be noise.",
+}
 _FAMILIES = {
     "distances": "Distances between real and generated",
     "manifold": "Fidelity and coverage",
@@ -103,7 +111,19 @@ def of_run(
         records=records,
         pictures=pictures,
         warnings=(),
+        estimation=_estimation(workdir.local / "estimation"),
     )
+
+
+def _estimation(folder: Path) -> list[dict[str, str]]:
+    """The pictures of what was estimated before training, if anything was."""
+    found = []
+    for name, about in _ESTIMATED.items():
+        file = folder / f"{name}.png"
+        if file.is_file():
+            uri = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+            found.append({"name": name, "about": about, "uri": uri})
+    return found
 
 
 def write(
@@ -115,6 +135,7 @@ def write(
     records: Sequence[dict[str, Any]],
     pictures: Pictures,
     warnings: Sequence[str],
+    estimation: Sequence[dict[str, str]] = (),
 ) -> None:
     """Writes the page, whole or not at all.
 
@@ -128,6 +149,7 @@ def write(
       records: lines of `metrics.jsonl`; keys may be missing.
       pictures: the first 24 of each kind are shown.
       warnings: shown with those of the evaluation, each once.
+      estimation: pictures of what was estimated before training: `name`, `about`, `uri`.
 
     Raises:
       ValueError: if the pictures do not fit each other or are not uint8.
@@ -136,16 +158,10 @@ def write(
     found: dict[str, Any] = _finite(evaluation) or {}
     metrics = found.get("metrics") or {}
     workdir = shlex.quote(facts["workdir"]) if "workdir" in facts else "WORKDIR"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "percent": percent, "sha256": _sha256}
     main, other, block = drawing.panels(records)
-    text = environment.get_template("page.html.j2").render(
+    render(
+        file,
+        "page.html.j2",
         title=title,
         facts=facts,
         version=found.get("deformgan") or facts.get("version") or __version__,
@@ -160,6 +176,7 @@ def write(
         example=next((m for m in metrics.values() if m.get("value") is not None), None),
         warnings=list(dict.fromkeys([*warnings, *(found.get("warnings") or [])])),
         gallery=_gallery(pictures),
+        estimation=estimation,
         panels=main,
         other_panels=other,
         lines=len(records),
@@ -167,6 +184,19 @@ def write(
         plot=drawing.PLOT,
         level=_LEVEL,
     )
+
+
+def render(file: Path, template: str, **values: Any) -> None:
+    """Fills a template of this folder with `values`, escaped, and writes the page whole."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent, "sha256": _sha256}
+    text = environment.get_template(template).render(**values)
     # Characters beyond ASCII become references, so the locale's encoding of files does not matter.
     write_atomically(file, text.encode("ascii", "xmlcharrefreplace").decode("ascii"))
 
@@ -301,14 +331,14 @@ def _gallery(pictures: Pictures) -> dict[str, Any]:
     meshes = [drawing.mesh(field) for field in displacement] if len(displacement) else []
     samples = [
         {
-            "image": _data_uri(image),
-            "nearest": _data_uri(nearest[i]) if len(nearest) else None,
+            "image": data_uri(image),
+            "nearest": data_uri(nearest[i]) if len(nearest) else None,
             "mesh": meshes[i] if meshes else None,
         }
         for i, image in enumerate(generated)
     ]
     return {
-        "real": [_data_uri(image) for image in real],
+        "real": [data_uri(image) for image in real],
         "samples": samples,
         "size": {name: array.shape[1:3] for name, array in dataclasses.asdict(pictures).items()},
         "total": {"real": len(pictures.real), "generated": len(pictures.generated)},
@@ -316,6 +346,7 @@ def _gallery(pictures: Pictures) -> dict[str, Any]:
     }
 
 
-def _data_uri(image: np.ndarray) -> str:
+def data_uri(image: np.ndarray) -> str:
+    """An image `[H, W, C]` as a PNG that a page holds inside."""
     png = imagecodecs.png_encode(image[..., 0] if image.shape[-1] == 1 else image)
     return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from deformgan.data.frames import Frames
@@ -75,6 +76,74 @@ def curves(file: Path, records: Sequence[dict[str, Any]]) -> None:
     axes[1].axhline(0.5, color="0.6", linewidth=0.8)
     axes[1].set_ylim(0, 1)
     axes[3].set_yscale("log")
+    figure.savefig(file, dpi=110)
+
+
+def evidence(folder: Path, found: dict[str, np.ndarray]) -> None:
+    """Writes what was estimated before training to `folder/estimation`: a file and three pictures.
+
+    Args:
+      folder: of the run.
+      found: `layers` `[K + 1, S, S]` and `structures` `[S, S]` (1 neurites, 2 dim, 3 bright somata)
+        of the template; the noise's variance against brightness, measured (`noise_mean`,
+        `noise_variance`) and of the model (`noise_levels`, `noise_model`), its `kernel` and
+        `in_words`; and images `observed` and `explained` `[N, S, S]`; all in unit intensity.
+    """
+    out = folder / "estimation"
+    out.mkdir(exist_ok=True)
+    np.savez_compressed(out / "estimation.npz", allow_pickle=False, **found)
+    _template(out / "template.png", found["layers"], found["structures"])
+    _noise(out / "noise.png", found)
+    _registered(out / "registration.png", found["observed"], found["explained"])
+
+
+def _template(file: Path, layers: np.ndarray, structures: np.ndarray) -> None:
+    """Draws the template, its layers and what its structures are taken for."""
+    columns = len(layers) + 2
+    figure = Figure(figsize=(1.9 * columns, 2.1), layout="constrained")
+    axes = figure.subplots(1, columns)
+    names = ["template", *(f"soma {k + 1}" for k in range(len(layers) - 1)), "rest"]
+    for axis, name, layer in zip(axes, names, [layers.max(0), *layers], strict=False):
+        axis.imshow(layer, cmap="gray", vmin=0, vmax=layers.max(), interpolation="nearest")
+        axis.set_title(name, fontsize=9)
+    kinds = ListedColormap(["black", "tab:green", "tab:orange", "tab:blue"])
+    axes[-1].imshow(structures, cmap=kinds, vmin=0, vmax=3, interpolation="nearest")
+    axes[-1].set_title("bright, dim somata, neurites", fontsize=9)
+    for axis in axes:
+        axis.set_axis_off()
+    figure.savefig(file, dpi=110)
+
+
+def _noise(file: Path, found: dict[str, np.ndarray]) -> None:
+    """Draws the noise's standard deviation against brightness, and its correlation."""
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    curve, spatial = figure.subplots(1, 2, width_ratios=(3, 1))
+    curve.plot(found["noise_levels"], np.sqrt(found["noise_model"]), label="model, before clipping")
+    measured = np.sqrt(np.maximum(found["noise_variance"], 0))
+    curve.plot(found["noise_mean"], measured, "o", markersize=4, label="measured, clipped")
+    curve.set(xlabel="unit intensity", ylabel="standard deviation", ylim=(0, None))
+    curve.set_title(f"noise: {found['in_words']}", fontsize=9)
+    curve.legend(fontsize=8)
+    spatial.imshow(found["kernel"], cmap="gray", interpolation="nearest")
+    spatial.set_title("correlation kernel", fontsize=9)
+    spatial.set_axis_off()
+    figure.savefig(file, dpi=110)
+
+
+def _registered(file: Path, observed: np.ndarray, explained: np.ndarray) -> None:
+    """Draws images, what the atlas makes of each, and what it leaves."""
+    figure = Figure(figsize=(1.6 * len(observed), 5.1), layout="constrained")
+    axes = figure.subplots(3, len(observed), squeeze=False)
+    rest = observed - explained
+    most = max(float(np.abs(rest).max()), 1e-6)
+    for column in range(len(observed)):
+        axes[0, column].imshow(observed[column], cmap="gray", vmin=0, vmax=1)
+        axes[1, column].imshow(explained[column], cmap="gray", vmin=0, vmax=1)
+        axes[2, column].imshow(rest[column], cmap="RdBu", vmin=-most, vmax=most)
+    for axis, name in zip(axes[:, 0], ("training image", "registered", "residual"), strict=True):
+        axis.set_title(name, fontsize=9)
+    for axis in axes.ravel():
+        axis.set_axis_off()
     figure.savefig(file, dpi=110)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from deformgan.data.scaling import Scaling
 from deformgan.errors import UserError, choose, resolve
 from deformgan.fields import POINT_STATUS
 from deformgan.log import say
-from deformgan.objectives.contract import Objective, Samples
+from deformgan.objectives.contract import Constants, Objective, Samples
 from deformgan.state import Variables
 from deformgan.step import Purpose, example_keys
 from deformgan.workdir import Workdir
@@ -98,7 +98,7 @@ def run(
 def generate(
     objective: Objective,
     variables: Variables,
-    constants: Mapping[str, np.ndarray],
+    constants: Constants,
     *,
     seed: int,
     num: int,
@@ -107,7 +107,7 @@ def generate(
 
     Chunks are always whole inside, so that `num` does not change what a sample is.
     """
-    held = {name: jnp.asarray(value) for name, value in constants.items()}
+    held = jax.tree.map(jnp.asarray, dict(constants))
     draw = jax.jit(lambda keys: objective.sample(variables, held, keys))
     for first in range(0, num, _CHUNK):
         indices = jnp.arange(first, first + _CHUNK)
@@ -119,7 +119,7 @@ def generate(
 def write(
     folder: Path,
     samples: Samples,
-    constants: dict[str, np.ndarray],
+    constants: Constants,
     scaling: Scaling,
     form: str,
 ) -> dict[str, Any]:

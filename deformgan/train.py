@@ -48,15 +48,16 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
     checkpoints = Checkpoints(
         workdir.checkpoints, best=config.checkpoint.best, keep=config.checkpoint.keep
     )
-    start = checkpoints.latest() or 0
-    if start:
+    latest = checkpoints.latest()
+    start = latest or 0
+    if latest is not None:
         workdir.check_same(config)
     if (config.train.steps - start) % config.train.steps_per_call:
         raise UserError(
             f"train.steps_per_call: {config.train.steps_per_call} does not divide the"
             f" {config.train.steps - start} steps from {start} to train.steps {config.train.steps}"
         )
-    if start >= config.train.steps:
+    if latest is not None and start >= config.train.steps:
         say(
             f"finished: step {start} of {config.train.steps}. To go on, raise"
             f" --config.train.steps; to sample, --mode=sample --workdir={workdir.root}"
@@ -97,7 +98,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises `UserError` for settings that cannot work, before anything is read or compiled."""
     pipeline.check(config.data)
     parallel.check_batch(config.train.batch_size)
-    for key in ("train.steps", "train.steps_per_call", "log.every", "log.pictures"):
+    if config.train.steps < 0:
+        raise UserError(f"train.steps: {config.train.steps}; give 0 (estimation alone) or more")
+    for key in ("train.steps_per_call", "log.every", "log.pictures"):
         block, name = key.split(".")
         if config[block][name] < 1:
             raise UserError(f"{key}: {config[block][name]}; give 1 or more")
@@ -107,6 +110,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         settings = config.optimiser[player]
         if not (settings.learning_rate > 0 and 0 <= settings.beta1 < 1 and 0 <= settings.beta2 < 1):
             raise UserError(f"optimiser.{player}: learning_rate above 0, betas from 0 to below 1")
+        if settings.delay < 0:
+            raise UserError(f"optimiser.{player}.delay: {settings.delay}; give 0 steps or more")
     judge.check(config.evaluate)
     if not 0 <= config.optimiser.ema_decay < 1:
         raise UserError(f"optimiser.ema_decay: {config.optimiser.ema_decay} is not in [0, 1)")
@@ -130,7 +135,14 @@ class Training:
             dataset.train, batch_size, config.seed, process=process, processes=processes
         )
         optimisers = optim.make(config.optimiser)
-        constants = objective.fit(dataset)
+        saved, self.estimated = checkpoints.latest() is not None, False
+        if saved:
+            constants = checkpoints.sampler("newest").constants
+        else:
+            constants, evidence = objective.fit(dataset, say)
+            self.estimated = bool(evidence)
+            if evidence and parallel.is_main():
+                report.evidence(workdir.local, evidence)
         state = initial_state(objective, optimisers, constants, config.seed)
         self.meta: dict[str, Any] = {
             "version": __version__,
@@ -144,7 +156,7 @@ class Training:
         count = config.checkpoint.keep + 2  # the best, and the one in the making
         workdir.check_space(count * size)
         position = 0
-        if checkpoints.latest() is not None:
+        if saved:
             state, before = checkpoints.restore(state)
             self._check_same_data(before)
             position = before["data"]["next_index"]
@@ -166,6 +178,10 @@ class Training:
     def loop(self) -> None:
         """Trains to the last step, logging, saving and drawing when each is due."""
         config, steps = self.config, self.config.train.steps_per_call
+        if self.estimated or not config.train.steps:
+            self._begin()
+        if self.step == config.train.steps:
+            return
         say("compiling the train step (seconds; minutes for large models) ...")
         pending: list[tuple[int, Any]] = []
         first = self.step
@@ -208,6 +224,17 @@ class Training:
                         code=128 + (signals.received or signal.SIGTERM),
                     )
         self.checkpoints.wait()
+
+    def _begin(self) -> None:
+        """Saves and draws what there is before the first step, so that no estimate is lost."""
+        health = {k: float(v) for k, v in self.monitor.health(*self._sampler()).items()}
+        if not self.config.train.steps:
+            self.log.write(0, health)
+            self._draw()
+        deviations = self.monitor.deviations(health)
+        self.checkpoints.save(self.state, self.constants, self._meta(), deviations)
+        self.checkpoints.wait()
+        self.workdir.publish()
 
     def close(self) -> None:
         """Ends the log, the checkpoints and, of a bucket, the local copy.

@@ -7,7 +7,7 @@ from typing import Any
 _LEVEL = 0.05  # of significance, over all tests together
 _CLEAR = 0.75  # accuracy that catches a control where blocks are too few for significance
 _WEAK = 0.65  # a test that only finds accuracies above this has little power
-_COLLAPSED = 0.7  # diversity below this is called collapse
+COLLAPSED = 0.7  # diversity below this is called collapse
 _COPIED = 0.6  # share of comparisons that a copy wins
 _CLOSER = 0.5  # a nearest training image this many times as far as among training images: a copy
 _FOLDED = 0.001  # share of cells
@@ -101,7 +101,7 @@ def warnings(report: Report) -> list[str]:
 def _of_health(scores: Report) -> list[str]:
     out: list[str] = []
     diversity, support, folded = (scores.get(k) for k in ("diversity", "support", "folded"))
-    if diversity and diversity["value"] < _COLLAPSED:
+    if diversity and diversity["value"] < COLLAPSED:
         out.append(
             f"Collapse: generated images vary {diversity['value']:.2g} times as much as real ones."
         )

@@ -91,6 +91,42 @@ def warp(
     return corners[0]
 
 
+def warp_each(images: jax.Array, displacement: jax.Array) -> jax.Array:
+    """Warps each image by its own field: `out[b](x) = images[b](x + u[b](x))`, border nearest.
+
+    On CPU one channel at a time is several times faster than `vmap` of `warp`.
+
+    Args:
+      images: `[B, H, W, C]`, any float range; H and W 2 or more.
+      displacement: `[B, H', W', 2]` in pixels of the images.
+
+    Returns:
+      `[B, H', W', C]`.
+    """
+    require_shape("displacement", displacement, (len(images), None, None, 2))
+    batch, height, width, channels = images.shape
+    rows = displacement[..., 0] + np.arange(displacement.shape[1], dtype=np.float32)[None, :, None]
+    columns = displacement[..., 1] + np.arange(displacement.shape[2], dtype=np.float32)[None, None]
+    rows, columns = _into_frame(rows, height, "nearest"), _into_frame(columns, width, "nearest")
+    top = jnp.clip(jnp.floor(rows), 0, height - 2)
+    left = jnp.clip(jnp.floor(columns), 0, width - 2)
+    down, right = rows - top, columns - left
+    first = np.arange(batch, dtype=np.int32)[:, None, None] * (height * width)
+    index = (top * width + left).astype(jnp.int32) + first
+
+    def one(channel: int) -> jax.Array:
+        flat = images[..., channel].reshape(-1)
+
+        def corner(offset: int) -> jax.Array:
+            return flat.at[index + offset].get(mode="promise_in_bounds")
+
+        upper = corner(0) + right * (corner(1) - corner(0))
+        lower = corner(width) + right * (corner(width + 1) - corner(width))
+        return upper + down * (lower - upper)
+
+    return jnp.stack([one(channel) for channel in range(channels)], -1)
+
+
 def _into_frame(position: jax.Array, size: int, border: Border) -> jax.Array:
     if border == "mirror":
         period = 2 * (size - 1)

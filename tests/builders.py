@@ -9,7 +9,7 @@ from configs import worms
 
 def smoke(**overrides):
     """The worms smoke config on two devices; keys are dotted with double underscores."""
-    config = worms.get_config("smoke")
+    config = worms.get_config("reported,smoke")
     config.train.batch_size = 8
     config.data.count = 24
     for key, value in overrides.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import worms
+from configs import study, worms
 from deformgan.workdir import flat, to_json
 
 ROOT = Path(__file__).parent.parent
@@ -19,9 +19,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # and `log` are where the modes write.
 FLOORS = [
     {"main"},
-    {"train", "evaluate", "sample", "prepare", "study"},
+    {"train", "evaluate", "sample", "prepare", "study", "superpose"},
     {"intake", "monitor", "judge", "subjects"},
-    {"report", "page", "export", "log", "verdict"},
+    {"report", "page", "study_page", "results", "export", "log", "verdict"},
     {"drawing"},
     {"step"},
     {"workdir", "parallel", "checkpoint", "optim"},
@@ -30,7 +30,7 @@ FLOORS = [
     {"data"},
     {"metrics"},
     {"models"},
-    {"state", "fields", "warp", "filters", "losses", "augment", "orientation"},
+    {"state", "fields", "warp", "filters", "camera", "splines", "losses", "augment", "orientation"},
     {"errors"},
 ]
 
@@ -95,7 +95,7 @@ def test_no_setting_goes_unread():
                 names.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 names.update(node.value.split("."))
-    for key in flat(to_json(worms.get_config())):
+    for key in flat(to_json(worms.get_config())) | flat(to_json(study.get_config())):
         assert key.split(".")[-1] in names, key
 
 

@@ -16,7 +16,7 @@ from deformgan import errors, main, sample, train
 from deformgan.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-CONFIG = "--config=configs/worms.py:smoke"
+CONFIG = "--config=configs/worms.py:reported,smoke"
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def check(outcome, message):
         ("data.source=pipeline", "data.source: unknown name 'pipeline'"),
         ("data.set=worms", "data.set: unknown name 'worms'"),
         ("loss.name=wgan", "loss.name: unknown name 'wgan'"),
-        ("objective=deforms", "objective: unknown name 'deforms'; choose one of deform"),
+        ("objective=deforms", "objective: unknown name 'deforms'; choose one of atlas, deform"),
         ("data.aspect=zoom", "data.aspect: unknown name 'zoom'; choose one of pad, crop, stretch"),
         ("data.screen=yes", "data.screen: unknown name 'yes'"),
         ("data.scaling=minmax", "data.scaling: unknown name 'minmax'"),
@@ -66,7 +66,7 @@ def check(outcome, message):
         ("data.size=40", "model.gen_widths: 3 widths make networks for 32x32 images"),
         ("data.source=folder", "data.path: not set"),
         ("train.batch_size=3", "train.batch_size: 3 does not divide among 2 devices"),
-        ("train.steps=0", "train.steps: 0; give 1 or more"),
+        ("train.steps=-1", "train.steps: -1; give 0 (estimation alone) or more"),
         ("train.steps_per_call=7", "train.steps_per_call: 7 does not divide the 20 steps from 0"),
         ("model.border=wrap", "model.border: unknown name 'wrap'"),
         ("source.image=nobody", "source.image: 'nobody' is neither"),
@@ -130,7 +130,7 @@ def test_a_broken_image_is_named_before_anything_is_compiled(cli, tmp_path):
 def test_sampling_without_a_run_or_a_checkpoint(cli, tmp_path):
     check(cli("--mode=sample"), "holds no run (no config.json)")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text(worms.get_config("smoke").to_json())
+    (tmp_path / "run/config.json").write_text(worms.get_config("reported,smoke").to_json())
     check(cli("--mode=sample"), "no checkpoint under")
 
 

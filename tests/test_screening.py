@@ -71,6 +71,8 @@ def test_frames_are_excluded_by_name_or_by_a_list(faulty, tmp_path):
     listed.write_text("frame1.png\n\nframe3.png\n")
     config.exclude = str(listed)
     assert list(screening.screen(frames, config).kept.names) == list(kept.kept.names)
+    config.exclude = ",".join(["frame1.png", *["frame3.png"] * 500])  # longer than a path may be
+    assert len(screening.screen(frames, config).kept) == len(frames) - 2
     config.exclude = "frame77.png"
     with pytest.raises(UserError, match=r"data\.exclude: no frame is called 'frame77\.png'"):
         screening.screen(frames, config)

@@ -1,11 +1,10 @@
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from configs import worms
+from configs import base, worms
 from deformgan.data import simulated
 from deformgan.errors import UserError
 from deformgan.fields import jacobian_determinant, smooth_random
@@ -14,8 +13,9 @@ SIZE = 64
 
 
 def frames(name, count=3, seed=0):
-    settings = {"set": name, "size": SIZE, "count": count, "seed": seed}
-    return simulated.read(ml_collections.ConfigDict(settings))
+    config = base.get_config().data
+    config.update({"set": name, "size": SIZE, "count": count, "seed": seed})
+    return simulated.read(config)
 
 
 def simulate(name, seed=0, **options):

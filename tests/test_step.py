@@ -24,7 +24,7 @@ def dataset():
 def train(dataset, config, *, devices, calls):
     """State and metrics of every step after `calls` calls on this many devices."""
     objective, optimisers = deform.create(config), optim.make(config.optimiser)
-    constants = objective.fit(dataset)
+    constants = objective.fit(dataset, print).constants
     state = initial_state(objective, optimisers, constants, config.seed)
     feed = make_feed(dataset.train, BATCH, config.seed, process=0, processes=1)
     step = jax.pmap(
@@ -73,7 +73,7 @@ def test_several_steps_in_one_call_equal_as_many_calls(dataset):
 def test_every_parameter_of_both_networks_learns(dataset):
     config = smoke()
     objective = deform.create(config)
-    constants = objective.fit(dataset)
+    constants = objective.fit(dataset, print).constants
     start = initial_state(objective, optim.make(config.optimiser), constants, config.seed)
     end, _ = train(dataset, config, devices=1, calls=2)
     for player in ("gen", "disc"):

@@ -31,7 +31,10 @@ def final_state(path, config):
     dataset = pipeline.build(pipeline.open_frames(config.data), config.data, config.source)
     objective = deform.create(config)
     template = initial_state(
-        objective, optim.make(config.optimiser), objective.fit(dataset), config.seed
+        objective,
+        optim.make(config.optimiser),
+        objective.fit(dataset, print).constants,
+        config.seed,
     )
     checkpoints = Checkpoints(epath.Path(path) / "checkpoints", best="", writable=False)
     state, meta = checkpoints.restore(template)
@@ -207,7 +210,7 @@ COMMAND = (
     sys.executable,
     "-m",
     "deformgan.main",
-    "--config=configs/worms.py:smoke",
+    "--config=configs/worms.py:reported,smoke",
     "--config.data.count=24",
     "--config.train.batch_size=8",
 )

@@ -25,10 +25,17 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One image `[H, W, C]` in the depth and units it was stored in, and its labels if any."""
+    """One image `[H, W, C]` in the depth and units it was stored in, and its labels if any.
+
+    Attributes:
+      image: the image.
+      labels: its annotations, or None.
+      layers: images of its structures, whose maximum is this image; empty where unknown.
+    """
 
     image: np.ndarray
     labels: Labels | None = None
+    layers: tuple[Frame, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

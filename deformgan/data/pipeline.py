@@ -23,11 +23,15 @@ _MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The image that is warped: `[S, S, C]` float32 in [-1, 1], its labels, where it came from."""
+    """The image that is warped: `[S, S, C]` float32 in [-1, 1], its labels, where it came from.
+
+    `layers` are images of its structures, whose maximum it is; empty where unknown.
+    """
 
     image: np.ndarray
     labels: Labels | None
     name: str
+    layers: tuple[Source, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.channels: {config.channels}; simulated worms are grey, set it to 1")
     if config.source == "simulated" and config.count < 1:
         raise UserError(f"data.count: {config.count}; simulate 1 image or more")
+    if config.held_out < 0 or config.held_out_seed < 0:
+        raise UserError("data.held_out, data.held_out_seed: give 0 or more")
+    if config.source != "simulated" and (config.held_out or config.layer):
+        raise UserError(
+            f"data.held_out, data.layer: only simulated images can be drawn so, not"
+            f" {config.source}; leave them 0 and ''"
+        )
 
 
 def open_frames(config: ml_collections.ConfigDict) -> Frames:
@@ -142,16 +153,20 @@ def build(
     def prepare(frame: Frame) -> np.ndarray:
         return scale.inward(fit(frame).image)
 
+    def as_source(frame: Frame, name: str) -> Source:
+        shown = fit(frame)
+        layers = tuple(as_source(layer, name) for layer in frame.layers)
+        return Source(scale.inward(shown.image), shown.labels, name, layers)
+
     train = scale.inward(fitted) if fits else _Lazy(frames, chosen, prepare)
     validation = [prepare(frames.read(i)) for i in members["validation"][:512]]
     empty = np.zeros((0, config.size, config.size, config.channels), np.float32)
     name, frame = _choose_source(frames, sample, fitted, source, config)
-    shown = fit(frame)
     return Dataset(
         train=train,
         validation=np.stack(validation) if validation else empty,
         test=_Lazy(frames, members["test"], prepare),
-        source=Source(scale.inward(shown.image), shown.labels, name),
+        source=as_source(frame, name),
         scaling=scale,
         geometry=geometry.fit_to(frame.image.shape, config.size, config.aspect),
         split={
@@ -252,7 +267,7 @@ def _choose_source(
     wanted = str(source.image)
     if wanted == "simulated":
         name = source.set or config.set
-        frame = simulated.source_image(name, config.size, config.seed)
+        frame = simulated.source_image(name, config.size, config.seed, config.layer)
         if config.channels != 1:
             raise UserError("source.image: simulated images are grey; set data.channels to 1")
         return f"simulated:{name}", _in_units_of(frame, fitted)
@@ -277,7 +292,8 @@ def _choose_source(
 def _in_units_of(frame: Frame, fitted: np.ndarray) -> Frame:
     """Stretches a simulated image over the intensities of the training frames."""
     low, high = np.percentile(fitted, (0.0, 99.99))
-    return dataclasses.replace(frame, image=low + frame.image / 255 * (high - low))
+    layers = tuple(_in_units_of(layer, fitted) for layer in frame.layers)
+    return dataclasses.replace(frame, image=low + frame.image / 255 * (high - low), layers=layers)
 
 
 def _medoid(images: np.ndarray) -> int:

@@ -141,9 +141,9 @@ def _counts(rows: list[Row]) -> str:
 def _excluded(text: str, frames: Frames) -> set[str]:
     if not text:
         return set()
-    listed = Path(text)
     try:
-        names = listed.read_text().splitlines() if listed.is_file() else text.split(",")
+        listed = "," not in text and Path(text).is_file()  # a list may be too long for a path
+        names = Path(text).read_text().splitlines() if listed else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.exclude: cannot read {text} ({error})") from error
     wanted = {name.strip() for name in names if name.strip()}

@@ -39,17 +39,24 @@ class Discriminator(nn.Module):
     """`[B, S, S, C]` images in [-1, 1] to `[B]`: logits, or tanh outputs if `bounded`.
 
     Strided convolutions with leaky ReLU, each but the first with batch norm, then one 4x4 product.
+    Batch norm can be left out, which gradient penalties want, and the last product shown how much
+    the images of a batch differ, so that collapse is seen.
     """
 
     widths: tuple[int, ...]
     bounded: bool = False
+    batch_norm: bool = True
+    minibatch_stddev: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = images
         for depth, width in enumerate(self.widths):
             x = layers.StridedConv(width)(x)
-            x = layers.leaky_relu(x if depth == 0 else layers.batch_norm(train)(x))
+            normed = self.batch_norm and depth > 0
+            x = layers.leaky_relu(layers.batch_norm(train)(x) if normed else x)
+        if self.minibatch_stddev:
+            x = layers.minibatch_stddev(x)
         kernel = self.param("kernel", layers.dcgan_init, (4, 4, x.shape[-1], 1))
         out = jnp.einsum("bhwc,hwco->bo", x, kernel)[:, 0]
         return jnp.tanh(out) if self.bounded else out

@@ -22,6 +22,28 @@ AXIS = "devices"  # the mapped axis that batch statistics are averaged over; bou
 dcgan_init = nn.initializers.normal(0.02)  # Radford et al. 2016, sec. 3
 
 
+def minibatch_stddev(x: jax.Array, *, group: int = 4) -> jax.Array:
+    """Appends a channel with the mean standard deviation over groups of examples.
+
+    Karras et al. 2018, sec. 3. Groups are consecutive, so they do not depend on how many devices
+    share a batch as long as each has whole groups; otherwise a device's share is one group.
+
+    Args:
+      x: `[B, H, W, C]`.
+      group: examples in a group.
+
+    Returns:
+      `[B, H, W, C + 1]`.
+    """
+    batch, height, width, channels = x.shape
+    group = group if batch % group == 0 else batch
+    parts = x.reshape(batch // group, group, height, width, channels)
+    spread = jnp.sqrt(jnp.var(parts, axis=1) + 1e-8)  # [B / G, H, W, C]
+    mean = jnp.repeat(jnp.mean(spread, axis=(1, 2, 3)), group)
+    plane = jnp.broadcast_to(mean[:, None, None, None], (batch, height, width, 1))
+    return jnp.concatenate([x, plane], -1)
+
+
 def strided_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """4x4 convolution with stride 2 and padding 1.
 

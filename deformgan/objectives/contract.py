@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from deformgan.data.feed import Batch
 from deformgan.data.pipeline import Dataset
 from deformgan.state import Pair, Variables
 
-Constants = dict[str, jax.Array]
+Constants = dict[str, Any]  # nested: arrays by name
+Say = Callable[[str], None]
 Metrics = dict[str, jax.Array]
 Params = Any
 
@@ -45,6 +47,19 @@ class Aux(NamedTuple):
     stats: Any
 
 
+class Fit(NamedTuple):
+    """What an objective estimates before training.
+
+    Attributes:
+      constants: what generation needs, saved in every checkpoint.
+      evidence: what it was estimated from, by name, for the report alone; see `report.evidence`.
+        Empty if nothing was estimated.
+    """
+
+    constants: Constants
+    evidence: dict[str, np.ndarray]
+
+
 class Samples(NamedTuple):
     """Generated examples; the fields and labels of objectives that have none are empty dicts.
 
@@ -65,8 +80,8 @@ class Objective:
     """Pure functions of one objective.
 
     Attributes:
-      fit: dataset -> constants: what is estimated from the data once. Saved in the checkpoint, so
-        that sampling needs no data.
+      fit: (dataset, say) -> what is estimated from the data once; `say` is told of progress. Saved
+        in the checkpoint, so that sampling needs no data.
       init: (key, constants) -> variables of both networks.
       disc_loss: (discriminator parameters, inputs) -> scalar, Aux.
       gen_loss: (generator parameters, inputs) -> scalar, Aux.
@@ -77,7 +92,7 @@ class Objective:
       monitor: (samples, real images) -> metrics that show collapse and other ill health.
     """
 
-    fit: Callable[[Dataset], Constants]
+    fit: Callable[[Dataset, Say], Fit]
     init: Callable[[jax.Array, Constants], Pair[Variables]]
     disc_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
     gen_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]

@@ -1,0 +1,170 @@
+"""Labels on an atlas: carried from one annotated image to template space, and on to any other.
+
+Every map of the atlas has its inverse in closed form, so points are moved exactly and nothing is
+lost but what leaves the frame.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deformgan import fields, splines
+from deformgan.data.frames import Labels
+from deformgan.imaging.atlas import (
+    Atlas,
+    Coordinates,
+    Motion,
+    coordinates,
+    grid,
+    layers,
+    own_velocity,
+    shared_velocity,
+    unposed_at,
+)
+from deformgan.warp import warp, warp_each
+
+NO_POINT = -1  # identity of the placeholder of a source without points (orbax saves no empty array)
+
+
+class Annotation(NamedTuple):
+    """Labels in template space; a pytree of arrays.
+
+    Attributes:
+      masks: `[K + 1, S, S]` int32 instance labels on each layer, 0 where there are none.
+      points: `[P, 2]` (row, column) in shares of the side.
+      layer: `[P]` int32, the layer each point moves with; K is the rest.
+      ids: `[P]` int32.
+    """
+
+    masks: jax.Array
+    points: jax.Array
+    layer: jax.Array
+    ids: jax.Array
+
+
+def unmoved(atlas: Atlas, motion: Motion, layer: int, places: jax.Array, nodes: int) -> jax.Array:
+    """Where places of the template are seen in each image: the inverse of `coordinates`.
+
+    Args:
+      atlas: of S x S pixels.
+      motion: of B images.
+      layer: of the places; K is the rest.
+      places: `[B, N, 2]` in shares of the side.
+      nodes: of the integration grid.
+
+    Returns:
+      `[B, N, 2]` in shares of the side.
+    """
+    if layer < len(atlas.centres):
+        places = unposed_at(atlas, motion, layer, places)
+    else:
+        back = fields.exponential(-own_velocity(atlas, motion, nodes)) / nodes
+        places = places + _read(back, places)
+    back = fields.exponential(-shared_velocity(motion, nodes)) / nodes
+    return places + _read(back, places)
+
+
+def _read(values: jax.Array, places: jax.Array) -> jax.Array:
+    """Reads fields `[B, M, M, 2]` of the integration grid at places `[B, N, 2]`, smoothly."""
+    size = 4 * values.shape[1]
+    fine = splines.expand(splines.smoothing_matrix(size, values.shape[1]), values)
+    displacement = (places * size - 0.5)[:, :, None]  # [B, N, 1, 2], of pixel (n, 0)
+    own = jnp.stack([jnp.arange(places.shape[1]), jnp.zeros(places.shape[1], int)], -1)
+    return warp_each(fine, displacement - own[None, :, None])[:, :, 0]
+
+
+def annotate(labels: Labels | None, atlas: Atlas, motion: Motion, nodes: int) -> Annotation:
+    """Carries the labels of one image to the template.
+
+    Each instance, and each point, moves with the layer that is the brightest where it lies.
+
+    Args:
+      labels: of the image; None for no labels at all.
+      atlas: of the image's resolution.
+      motion: of this one image.
+      nodes: of the integration grid.
+    """
+    size, count = atlas.rest.shape[0], len(atlas.centres)
+    where = coordinates(atlas, motion, size, nodes)
+    lit = np.array(layers(atlas, motion, where)[0])  # [K + 1, S, S]
+    lit[count] += 1e-6  # what no layer shows belongs to the rest
+    owner = np.argmax(lit, 0)
+    masks = np.zeros((count + 1, size, size), np.int32)
+    points, ids = np.full((1, 2), np.nan, np.float32), np.array([NO_POINT])
+    layer = np.full(1, count)
+    if labels is not None and labels.mask is not None:
+        for layer_number in range(count + 1):
+            own = _of_layer(labels.mask, owner, layer_number)
+            back = jnp.asarray(grid(size).reshape(1, -1, 2))
+            seen = unmoved(atlas, motion, layer_number, back, nodes).reshape(1, size, size, 2)
+            displacement = (seen - grid(size)[None]) * size
+            masks[layer_number] = warp(
+                jnp.asarray(own)[..., None], displacement, border="constant", fill=0, order=0
+            )[0, ..., 0]
+    if labels is not None and len(labels.points):
+        ids = labels.ids
+        inside = np.clip(np.round(labels.points), 0, size - 1).astype(int)
+        layer = owner[inside[:, 0], inside[:, 1]]
+        chosen = [*where.somata, where.rest]
+        shares = jnp.asarray((labels.points + 0.5) / size, jnp.float32)[None]
+        found = [read(own, shares)[0] for own in chosen]
+        points = np.stack([np.asarray(found[k])[p] for p, k in enumerate(layer)])
+    return Annotation(
+        jnp.asarray(masks),
+        jnp.asarray(points, jnp.float32),
+        jnp.asarray(layer, jnp.int32),
+        jnp.asarray(ids, jnp.int32),
+    )
+
+
+def _of_layer(mask: np.ndarray, owner: np.ndarray, layer: int) -> np.ndarray:
+    """The instances of `mask` most of whose pixels belong to this layer."""
+    out = np.zeros_like(mask, dtype=np.int32)
+    for label in np.unique(mask[mask > 0]):
+        inside = mask == label
+        if np.bincount(owner[inside]).argmax() == layer:
+            out[inside] = label
+    return out
+
+
+def read(values: jax.Array, places: jax.Array) -> jax.Array:
+    """Reads `[1, S, S, 2]` at places `[1, N, 2]` in shares of the side, linearly."""
+    own = jnp.stack([jnp.arange(places.shape[1]), jnp.zeros(places.shape[1], int)], -1)
+    displacement = (places * values.shape[1] - 0.5)[:, :, None] - own[None, :, None]
+    return warp_each(values, displacement)[:, :, 0]
+
+
+def moved_masks(annotation: Annotation, where: Coordinates) -> jax.Array:
+    """Instance labels `[B, S, S, 1]` int32 of images: somata over the rest, the brightest first."""
+    size = where.rest.shape[1]
+    out = jnp.zeros((*where.rest.shape[:3], 1), jnp.int32)
+    chosen = [*where.somata, where.rest]
+    for layer in reversed(range(len(chosen))):
+        mask, places = annotation.masks[layer], chosen[layer]
+        displacement = (places - grid(size)[None]) * size
+        own = warp(mask[..., None], displacement, border="constant", fill=0, order=0)
+        out = jnp.where(own > 0, own, out)
+    return out
+
+
+def moved_points(
+    annotation: Annotation, atlas: Atlas, motion: Motion, nodes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Points in images: `[B, P, 2]` (row, column) in pixels, NaN outside, and their status.
+
+    The status `[B, P]` is an index into `fields.POINT_STATUS`; nothing folds.
+    """
+    batch, size = len(motion.shared), atlas.rest.shape[0]
+    places = jnp.broadcast_to(annotation.points[None], (batch, *annotation.points.shape))
+    found = jnp.full_like(places, jnp.nan)
+    for layer in range(len(atlas.centres) + 1):
+        own = unmoved(atlas, motion, layer, jnp.nan_to_num(places), nodes) * size - 0.5
+        found = jnp.where((annotation.layer == layer)[None, :, None], own, found)
+    found = jnp.where(jnp.isfinite(places), found, jnp.nan)
+    inside = jnp.all((found >= 0) & (found <= size - 1), -1)
+    status = jnp.where(inside, 0, fields.POINT_STATUS.index("outside")).astype(jnp.int32)
+    return jnp.where(inside[..., None], found, jnp.nan), status

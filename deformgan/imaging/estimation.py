@@ -1,0 +1,222 @@
+"""All that is estimated from training images before any network sees them, in order.
+
+Noise from the images alone; an atlas from a subset of them; the motion of every image; the noise
+again, now that each noiseless image is known; the distribution of the motions; the labels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deformgan import camera as cameras
+from deformgan.camera import Camera
+from deformgan.data.frames import Labels
+from deformgan.imaging import annotation as labelling
+from deformgan.imaging import deformations, noise, registration, template
+from deformgan.imaging import layers as structures
+from deformgan.imaging.annotation import Annotation
+from deformgan.imaging.atlas import Atlas, Motion, render
+from deformgan.imaging.deformations import Distribution
+from deformgan.imaging.template import Fitted, Settings
+
+_MISFIT = 0.01  # unit intensity: how far the best motion may be from an image without noise
+_EMPTY = 0.01  # of the brightest signal: below it is background
+_SHOWN = 8  # registered images in the report
+_EM_ROUNDS = 3
+_EM_PHASES = (registration.Phase(2, 0.0, 20), registration.Phase(1, 0.0, 6))
+_EM_IMAGES = 150  # that posteriors are taken of in all rounds but the last
+
+
+class Model(NamedTuple):
+    """What images are generated from; a pytree of arrays.
+
+    Attributes:
+      atlas: the template's layers.
+      camera: its noise, rounding and clipping.
+      distribution: of motions.
+      annotation: labels on the template.
+    """
+
+    atlas: Atlas
+    camera: Camera
+    distribution: Distribution
+    annotation: Annotation
+
+
+def packed(model: Model) -> dict[str, dict[str, jax.Array]]:
+    """The model as nested dicts, as a checkpoint holds it."""
+    return {name: part._asdict() for name, part in model._asdict().items()}
+
+
+def unpacked(constants: dict[str, Any]) -> Model:
+    """The inverse of `packed`; other entries are left alone."""
+    return Model(
+        Atlas(**constants["atlas"]),
+        Camera(**constants["camera"]),
+        Distribution(**constants["distribution"]),
+        Annotation(**constants["annotation"]),
+    )
+
+
+def estimate(
+    images: np.ndarray,
+    source: np.ndarray,
+    labels: Labels | None,
+    step: float,
+    settings: Settings,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[Model, dict[str, np.ndarray]]:
+    """Estimates everything.
+
+    Args:
+      images: `[N, S, S]` unit intensity in [0, 1], the training images.
+      source: `[S, S]` the image to start from; it bears the labels.
+      labels: of the source, or None.
+      step: distance of two grey levels.
+      settings: how.
+      seed: of all random choices.
+      say: told what is being done.
+    """
+    say("noise: estimating from the images alone")
+    found = noise.estimate(images, step, seed)
+    say(f"noise: {_in_words(found.kind, found.camera)}")
+    camera, background = found.camera, found.background
+    some = np.random.default_rng(seed).permutation(len(images))[: settings.subset]
+    say(f"template: registering {len(some)} of {len(images)} images to each other")
+    fitted = template.build(images[some], source, background, _forgiving(camera), settings, say=say)
+    say(f"registering all {len(images)} images, and the source")
+    images = np.concatenate([images, source[None]])
+    fitted = template.fit_all(images, fitted.atlas, _forgiving(camera), settings)
+    kind, camera, atlas = refitted(images, fitted, camera, found.kind, settings, seed)
+    say(f"noise: {_in_words(kind, camera)}, background {float(atlas.background):.4f}")
+    fitted = Fitted(atlas, fitted.motion)
+    distribution, motion = learn(images, fitted, camera, settings, seed=seed, say=say)
+    last = jax.tree.map(lambda x: x[-1:], motion)
+    annotation = labelling.annotate(labels, atlas, last, settings.nodes)
+    model = Model(atlas, camera, distribution, annotation)
+    return model, _evidence(found.curve, kind, images[:-1], model, motion, settings)
+
+
+def refitted(
+    images: np.ndarray,
+    fitted: Fitted,
+    camera: Camera,
+    kind: str,
+    settings: Settings,
+    seed: int,
+) -> tuple[str, Camera, Atlas]:
+    """Kind and level of the noise and the background again, by maximum likelihood.
+
+    On structures the motions have followed the noise a little, so it would seem too weak there:
+    the level is that of the background, unless the kind has two.
+    """
+    means = rendered(fitted, settings.nodes, images)
+    if kind != "none":
+        kind = noise.choose_kind(images, means, camera, seed=seed)
+    atlas = fitted.atlas
+    background = float(atlas.background)
+    empty = means - background < _EMPTY * (means.max() - background)
+    mask = None if kind == "poisson_gaussian" else empty
+    camera, offset = noise.refit(images, means, camera, kind, mask=mask, seed=seed)
+    return kind, camera, atlas._replace(background=jnp.float32(background + offset))
+
+
+def _evidence(
+    curve: noise.Curve,
+    kind: str,
+    images: np.ndarray,
+    model: Model,
+    motion: Motion,
+    settings: Settings,
+) -> dict[str, np.ndarray]:
+    """What `report.evidence` shows."""
+    few = np.linspace(0, len(images) - 1, min(len(images), _SHOWN)).astype(int)
+    some = Fitted(model.atlas, jax.tree.map(lambda x: x[few], motion))
+    layers = np.concatenate([model.atlas.somata, model.atlas.rest[None]])
+    kinds = structures.separate(layers.max(0), len(model.atlas.centres))
+    labels = np.where(kinds.neurites, 1, 0) + np.where(kinds.dim > 0, 2, 0)
+    levels = jnp.linspace(0, 1, 101)
+    return {
+        "layers": layers,
+        "structures": np.where(kinds.bright.any(0), 3, labels).astype(np.uint8),
+        "noise_mean": curve.mean,
+        "noise_variance": curve.variance,
+        "noise_levels": np.asarray(levels),
+        "noise_model": np.asarray(cameras.variance(model.camera, levels)),
+        "kernel": np.asarray(model.camera.kernel),
+        "observed": images[few],
+        "explained": rendered(some, settings.nodes, images[few]),
+        "in_words": np.array(_in_words(kind, model.camera)),
+    }
+
+
+def learn(
+    images: np.ndarray,
+    fitted: Fitted,
+    camera: Camera,
+    settings: Settings,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[Distribution, Motion]:
+    """The distribution of motions by expectation maximisation, and the motions under it.
+
+    The last image is the source: it is registered with the others, but none of them.
+    """
+    atlas, motion = fitted
+    camera = _forgiving(camera)
+    covariance = registration.smooth_covariance(
+        settings.shape, len(atlas.centres), pose_spread=template.POSE_SPREAD
+    )
+    for number in range(_EM_ROUNDS):
+        last = number == _EM_ROUNDS - 1
+        count = len(images) - 1 if last else min(len(images) - 1, _EM_IMAGES)
+        some = jax.tree.map(lambda x, n=count: x[:n], motion)
+        found = deformations.posterior(
+            atlas, camera, some, covariance, nodes=settings.nodes, seed=seed + number
+        )
+        rows = np.asarray(registration.flatten(motion), np.float64)[:-1]
+        mean, covariance = rows.mean(0), np.cov(rows.T) + found.covariance
+        say(f"deformations: round {number + 1} of {_EM_ROUNDS}")
+        if not last:
+            prior = registration.prior_of(mean, covariance)
+            motion = registration.register(
+                images, atlas, camera, prior, motion, _EM_PHASES, nodes=settings.nodes
+            )
+    return deformations.distribution(mean, covariance, found.draws, motion), motion
+
+
+def rendered(fitted: Fitted, nodes: int, images: np.ndarray) -> np.ndarray:
+    """The noiseless image of each motion, `[N, S, S]` as `images`."""
+    out = np.zeros_like(images)
+    draw = functools.partial(_drawn, nodes=nodes)
+    for own, means in registration.by_chunk(draw, images, fitted.motion, fitted.atlas):
+        out[own] = means
+    return out
+
+
+@functools.partial(jax.jit, static_argnames="nodes")
+def _drawn(images: jax.Array, motion: Motion, atlas: Atlas, *, nodes: int) -> jax.Array:
+    del images
+    return render(atlas, motion, nodes)
+
+
+def _forgiving(camera: Camera) -> Camera:
+    """The camera with what no motion explains added to its noise."""
+    return camera._replace(read=jnp.sqrt(camera.read**2 + _MISFIT**2))
+
+
+def _in_words(kind: str, camera: Camera) -> str:
+    parts = {"gain": "gain", "read": "read noise", "speckle": "speckle"}
+    levels = [f"{text} {float(getattr(camera, k)):.4f}" for k, text in parts.items()]
+    shown = [level for level in levels if not level.endswith(" 0.0000")]
+    spatial = "" if camera.kernel.shape == (1, 1) else ", correlated between pixels"
+    return ", ".join([kind.replace("_", "-"), *shown]) + spatial

@@ -1,0 +1,174 @@
+"""The camera's noise from the training images: its kind, its level, its correlation.
+
+`estimate` needs nothing but images: flat patches share one unknown mean, and the likelihood of
+their pixels, clipping and rounding included, is maximised. `choose_kind` and `refit` are for later,
+when registration has found the noiseless image of every frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from deformgan.camera import Camera
+from deformgan.errors import choose, require_shape
+from deformgan.imaging import flat_patches, noise_levels, noise_mixture, photon_comb
+from deformgan.imaging.flat_patches import Curve
+from deformgan.imaging.noise_correlation import (
+    background_residuals,
+    correlation_kernel,
+    shared_variance,
+)
+
+KINDS = ("none", "gaussian", "poisson", "poisson_gaussian", "speckle")
+_PIXELS = 2**22  # that patches are looked for in
+_SAMPLE = 2**22  # pixels that `refit` looks at
+_CANDIDATES = ("gaussian", "poisson", "speckle", "poisson_gaussian")  # simplest first
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What the images say about their camera.
+
+    Attributes:
+      camera: in unit intensity.
+      kind: one of `KINDS`.
+      background: the commonest noiseless intensity, below 0 if most noise is clipped.
+      curve: variance against mean in flat patches.
+    """
+
+    camera: Camera
+    kind: str
+    background: float
+    curve: Curve
+
+
+def estimate(images: np.ndarray, step: float, seed: int = 0) -> Estimate:
+    """Finds kind, level and correlation of the noise.
+
+    Args:
+      images: `[N, H, W]` or `[N, H, W, C]` unit intensity, channels taken as images of one camera;
+        at least 16 pixels a side.
+      step: distance of two grey levels, above 0.
+      seed: of the choice of patches and of held-out images.
+
+    Returns:
+      the estimate. Levels of correlated noise are corrected for what neighbours share, roughly:
+      `refit` is for those.
+    """
+    rng = np.random.default_rng(seed)
+    images = _grey(images)
+    images = images[rng.permutation(len(images))[: max(1, _PIXELS // images[0].size)]]
+    patches = flat_patches.find(images, step, rng)
+    curve = flat_patches.variance_curve(patches)
+    residuals = background_residuals(images)
+    quiet = not np.isfinite(residuals).any() or np.nanstd(residuals) < step / 2
+    if curve.variance.max() < step**2 / 4 and quiet:
+        background = float(curve.mean[curve.patches.argmax()])
+        return Estimate(Camera.create(step=step), "none", background, curve)
+    kernel = correlation_kernel(residuals, step=step)
+    white = kernel.shape == (1, 1)
+    comb = photon_comb.find(images, step) if white else None
+    kind, fit = noise_mixture.choose_and_fit(patches, step, comb)
+    camera = Camera.create(**fit.level, step=step, kernel=kernel)
+    if not white:
+        camera = _amplified(camera, 1 / max(1 - shared_variance(residuals), 0.1))
+    return Estimate(camera, kind, noise_mixture.background(fit), curve)
+
+
+def refit(
+    images: np.ndarray,
+    mean: np.ndarray,
+    camera: Camera,
+    kind: str,
+    *,
+    mask: np.ndarray | None = None,
+    seed: int = 0,
+) -> tuple[Camera, float]:
+    """Maximum likelihood of the levels and of the background, given each frame's noiseless image.
+
+    Args:
+      images: unit intensity, any shape.
+      mean: noiseless intensity, of the same shape.
+      camera: where to start; its dark, step and kernel are kept.
+      kind: one of `KINDS`: which levels are fitted, the others becoming 0.
+      mask: of the same shape, True for pixels that count; all if None.
+      seed: of the choice of pixels, if there are more than half a million.
+
+    Returns:
+      the camera, and what is to be added to `mean`. White Poisson noise of several grey levels a
+      photon is fitted by its exact likelihood, `dark` included; other noise by the censored normal
+      one.
+
+    Raises:
+      UserError: for an unknown kind.
+    """
+    choose("noise kind", kind, KINDS)
+    require_shape("mean", np.asarray(mean), np.shape(images))
+    used = np.flatnonzero(np.ones(np.shape(images), bool) if mask is None else mask)
+    used = np.random.default_rng(seed).permutation(used)[:_SAMPLE]
+    image, mean = np.ravel(images)[used], np.ravel(mean)[used]
+    if kind == "poisson" and camera.kernel.shape == (1, 1):
+        step = float(camera.step)
+        comb = photon_comb.find(image, step)
+        if comb is not None:
+            offset = photon_comb.mean_offset(comb, image, mean, step)
+            return Camera.create(**comb._asdict(), step=step), offset
+    return noise_levels.fit(image, mean, camera, kind)
+
+
+def choose_kind(
+    images: np.ndarray,
+    mean: np.ndarray,
+    camera: Camera,
+    *,
+    mask: np.ndarray | None = None,
+    seed: int = 0,
+) -> str:
+    """The simplest kind whose likelihood on held-out images no other beats clearly.
+
+    `estimate` misses weak mixtures of shot and read noise; with the means known they show. Only
+    pixels where the mean is flat have a say, so that motions slightly off are not taken for noise.
+
+    Args:
+      images: `[N, H, W]` unit intensity, with noise.
+      mean: noiseless intensity, of the same shape. Errors proportional to it seem noise that is:
+        they must be weaker than the noise.
+      camera: where to start; its dark and step are kept.
+      mask: of the same shape, True for pixels that count; all if None.
+      seed: of the choice of pixels and of held-out images.
+
+    Returns:
+      one of `KINDS`; "none" if images and means differ by less than rounding.
+    """
+    require_shape("images", images, (None, None, None))
+    require_shape("mean", mean, images.shape)
+    rng = np.random.default_rng(seed)
+    half = flat_patches.held_out_half(images.shape, rng)
+    used, brightness = flat_patches.flat_pixels(mean, mask, rng)
+    image, mean, held_out = images.flat[used], mean.flat[used], half.flat[used]
+    if np.std(image - mean) < float(camera.step) / 2:
+        return "none"
+    likelihood = {}
+    for kind in _CANDIDATES:
+        fitted = noise_levels.fit(image[~held_out], mean[~held_out], camera, kind)
+        likelihood[kind] = noise_levels.log_likelihood(image[held_out], mean[held_out], *fitted)
+    return noise_mixture.simplest(likelihood, brightness[held_out])
+
+
+def _grey(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images, np.float64)
+    if images.ndim == 4:
+        images = np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3])
+    require_shape("images", images, (None, None, None))
+    return images
+
+
+def _amplified(camera: Camera, factor: float) -> Camera:
+    """The camera with `factor` times the variance."""
+    return camera._replace(
+        gain=camera.gain * factor,
+        read=camera.read * factor**0.5,
+        speckle=camera.speckle * factor**0.5,
+    )

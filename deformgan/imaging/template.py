@@ -1,0 +1,302 @@
+"""A template from noisy images alone: groupwise registration, alternated with re-estimation.
+
+Registration moves every image onto the atlas; all images, pulled back to template space and with
+clipped pixels replaced by what they are expected to hide, then make the next atlas. The mean motion
+is taken out each time, so that the template lies in the middle of its images (Joshi et al. 2004).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from deformgan import camera as cameras
+from deformgan.camera import Camera
+from deformgan.errors import UserError
+from deformgan.imaging import layers as structures
+from deformgan.imaging import registration, search
+from deformgan.imaging.atlas import Atlas, Motion, Shape, render, still
+from deformgan.imaging.registration import Phase
+
+POSE_SPREAD = np.array([0.3, 0.3, 1.5, 0.25, 0.25])  # before any image has been seen
+_ROUNDS: tuple[tuple[Phase, ...], ...] = (
+    (Phase(4, 1.0, 40),),
+    (Phase(4, 1.0, 20), Phase(2, 1.0, 30)),
+    (Phase(2, 1.0, 15), Phase(2, 0.0, 20)),
+    (Phase(2, 0.0, 30),),
+    (Phase(2, 0.0, 15), Phase(1, 0.0, 10)),
+)
+_SEARCHED = 2  # the first rounds in which somata are looked for
+ALL: tuple[Phase, ...] = (
+    Phase(4, 1.0, 30),
+    Phase(2, 1.0, 30),
+    Phase(2, 0.0, 40),
+    Phase(1, 0.0, 12),
+)
+AGAIN: tuple[Phase, ...] = (Phase(2, 0.0, 20), Phase(1, 0.0, 10))
+_FAINT = 0.015  # of the brightest signal: what is no structure
+_LEAST = 0.02**2  # variance below which an image is not trusted: the warp's own error
+_CERTAIN = 2.0  # standard deviations of a pixel: 7 of their average over the blur of one pixel
+_MARGIN = 0.05  # of the side: how far a soma's layer reaches beyond its outline
+
+
+class Fitted(NamedTuple):
+    """An atlas and the motion that carries it to each image."""
+
+    atlas: Atlas
+    motion: Motion
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How an atlas is built; see the `fit` block of configs/base.py.
+
+    Attributes:
+      shape: of the motions.
+      somata: bright somata to tell apart, at most.
+      subset: images that the template is built from.
+      images: of which motions are learned, at most.
+    """
+
+    shape: Shape
+    somata: int
+    subset: int
+    images: int
+
+    @property
+    def nodes(self) -> int:
+        """Of the grid that velocities are integrated on, along each axis."""
+        return self.shape.grid
+
+
+def first_atlas(seed: np.ndarray, background: float, camera: Camera, most: int) -> Atlas:
+    """An atlas of one image: its bright somata and the rest, where they are.
+
+    Args:
+      seed: `[S, S]` unit intensity, with noise.
+      background: unit intensity without signal.
+      camera: whose noise decides how much the image is smoothed.
+      most: bright somata, at most.
+
+    Raises:
+      UserError: if nothing stands out.
+    """
+    size = len(seed)
+    noise = float(jnp.sqrt(cameras.variance(camera, jnp.float32(background + 0.3))))
+    blur = size / 128 * np.clip(noise * 15, 0.5, 2.5)
+    signal = ndimage.gaussian_filter(seed, blur) - float(
+        cameras.expected(jnp.float32(background), camera)
+    )
+    signal = np.maximum(signal, 0)
+    signal[ndimage.gaussian_filter(signal, blur) < 0.06 * signal.max()] = 0
+    atlas = of_signal(signal, background, most)
+    if not len(atlas.centres):
+        raise UserError(
+            "source.image: no soma stands out of its background, so there is nothing to start a"
+            " template from; choose another frame with source.image=NAME"
+        )
+    return atlas
+
+
+def of_signal(signal: np.ndarray, background: float, most: int) -> Atlas:
+    """Parts a clean image `[S, S]` into the layers of an atlas."""
+    size = len(signal)
+    found = structures.separate(signal, most)
+    somata, centres, axes, radii = [], [], [], []
+    rest = signal.copy()
+    reach = _MARGIN * size / 2
+    for inside in found.bright:
+        rows, columns = np.nonzero(inside)
+        centre = np.array([rows.mean(), columns.mean()])
+        spread = np.cov(np.stack([rows, columns])) + 1e-6 * np.eye(2)
+        values, vectors = np.linalg.eigh(spread)
+        away = ndimage.distance_transform_edt(~inside)
+        window = np.clip(1.5 - away / reach, 0, 1)
+        somata.append(signal * window)
+        rest *= np.clip(away / reach - 0.5, 0, 1)
+        centres.append((centre + 0.5) / size)
+        axes.append(np.arctan2(vectors[1, 1], vectors[0, 1]))
+        radii.append(0.8 * np.sqrt(values[1]) / size)
+    count = len(somata)
+    return Atlas(
+        somata=jnp.asarray(np.reshape(somata, (count, size, size)), jnp.float32),
+        rest=jnp.asarray(rest, jnp.float32),
+        centres=jnp.asarray(np.reshape(centres, (count, 2)), jnp.float32),
+        axes=jnp.asarray(np.array(axes), jnp.float32),
+        radii=jnp.asarray(np.array(radii), jnp.float32),
+        background=jnp.float32(background),
+        blur=jnp.float32(1.0 / 128),
+    )
+
+
+def build(
+    images: np.ndarray,
+    seed: np.ndarray,
+    background: float,
+    camera: Camera,
+    settings: Settings,
+    say: Callable[[str], None] = lambda text: None,
+) -> Fitted:
+    """Builds an atlas from `images` alone, in rounds of registration and re-estimation.
+
+    Args:
+      images: `[N, S, S]` unit intensity; the subset that the rounds run on.
+      seed: `[S, S]` the image to start from, in whose frame the atlas will lie.
+      background: unit intensity without signal.
+      camera: noise of the images.
+      settings: how.
+      say: told of each round.
+    """
+    atlas = first_atlas(seed, background, camera, settings.somata)
+    prior = start_prior(settings, len(atlas.centres))
+    motion = nowhere(settings, atlas, len(images))
+    for number, phases in enumerate(_ROUNDS):
+        if number < _SEARCHED:
+            motion = begin(images, atlas, camera, motion, first=number == 0)
+        motion = registration.register(
+            images, atlas, camera, prior, motion, phases, nodes=settings.nodes
+        )
+        motion = centred(motion)
+        atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=3)
+        say(f"round {number + 1}")
+    return Fitted(atlas, motion)
+
+
+def fit_all(images: np.ndarray, atlas: Atlas, camera: Camera, settings: Settings) -> Fitted:
+    """Registers images to a finished atlas from scratch; then once more to the atlas they refine.
+
+    Args:
+      images: `[N, S, S]` unit intensity.
+      atlas: of the same resolution.
+      camera: their noise.
+      settings: as the atlas was built by.
+    """
+    nodes = settings.nodes
+    prior = start_prior(settings, len(atlas.centres))
+    motion = nowhere(settings, atlas, len(images))
+    motion = begin(images, atlas, camera, motion, first=True)
+    motion = begin(images, atlas, camera, motion, first=False)
+    motion = registration.register(images, atlas, camera, prior, motion, ALL, nodes=nodes)
+    motion = centred(motion)
+    atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=8)
+    motion = registration.register(images, atlas, camera, prior, motion, AGAIN, nodes=nodes)
+    return Fitted(atlas, motion)
+
+
+def begin(
+    images: np.ndarray, atlas: Atlas, camera: Camera, motion: Motion, *, first: bool
+) -> Motion:
+    """Starts each image where a search finds the somata, or all of it where there are none.
+
+    Shifts that others of the same soma do not share are unlikely, except at the first time.
+    """
+    count = len(atlas.centres)
+    if not count:
+        return search.whole_shift(images, atlas, camera, motion) if first else motion
+    shifts = np.asarray(motion.pose[..., :2])
+    if first:
+        centre, spread = np.zeros((count, 2)), np.full(count, POSE_SPREAD[0])
+    else:
+        centre = np.median(shifts, 0)
+        away = np.abs(shifts - centre[None]).max(-1)
+        spread = np.maximum(2 * np.median(away, 0), 0.02)
+    zero = motion._replace(
+        shared=jnp.zeros_like(motion.shared),
+        own=jnp.zeros_like(motion.own),
+        pose=jnp.zeros_like(motion.pose),
+    )
+    return search.poses(images, atlas, camera, zero, centre=centre, spread=spread)
+
+
+def start_prior(settings: Settings, somata: int) -> registration.Prior:
+    """The prior before any motion has been seen."""
+    covariance = registration.smooth_covariance(settings.shape, somata, pose_spread=POSE_SPREAD)
+    return registration.prior_of(np.zeros(len(covariance)), covariance)
+
+
+def nowhere(settings: Settings, atlas: Atlas, count: int) -> Motion:
+    """No motion for `count` images, in NumPy."""
+    return jax.tree.map(np.array, still(settings.shape, len(atlas.centres), count))
+
+
+def centred(motion: Motion) -> Motion:
+    """The motions less their mean; angles, which have none, as they are."""
+    moved = Motion(*(part - part.mean(0, keepdims=True) for part in motion))
+    pose = np.array(moved.pose)
+    pose[..., 2] = motion.pose[..., 2]
+    return moved._replace(pose=jnp.asarray(pose))
+
+
+def re_estimated(
+    images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings, *, steps: int
+) -> Atlas:
+    """The layers that explain the images best under the given motions.
+
+    Simultaneous algebraic reconstruction (Andersen and Kak 1984): each step adds the residuals of
+    all images, pulled back to the template and divided by how often it was seen there, weighted by
+    the inverse variance of the noise.
+    """
+    atlas, motion = fitted
+    support = np.stack([_support(np.asarray(soma)) for soma in atlas.somata])
+
+    held = (atlas.somata, atlas.rest)
+    for _ in range(steps):
+        sums = [np.zeros((2, *np.shape(layer))) for layer in held]
+        for own, size in registration.chunks(len(images)):
+            part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
+            counts = jnp.asarray(np.arange(len(own)) < size, jnp.float32)
+            seen_now = jnp.asarray(images[own])
+            forth, seen = _pulled(held, seen_now, part, counts, atlas, camera, nodes=settings.nodes)
+            for total, a, b in zip(sums, forth, seen, strict=True):
+                total += np.stack([a, b])
+        somata, rest = (
+            _kept(np.asarray(layer), *total) for layer, total in zip(held, sums, strict=True)
+        )
+        held = (jnp.asarray(somata * support), jnp.asarray(rest))
+    return atlas._replace(somata=held[0], rest=held[1])
+
+
+@functools.partial(jax.jit, static_argnames="nodes")
+def _pulled(
+    layers: tuple[jax.Array, jax.Array],
+    images: jax.Array,
+    motion: Motion,
+    counts: jax.Array,
+    atlas: Atlas,
+    camera: Camera,
+    *,
+    nodes: int,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """For each layer, weighted residuals and weights of all images, pulled back and summed."""
+
+    def drawn(layers: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return render(atlas._replace(somata=layers[0], rest=layers[1]), motion, nodes)
+
+    mean, back = jax.vjp(drawn, layers)
+    weight = counts[:, None, None] / (cameras.variance(camera, mean) + _LEAST)
+    residual = cameras.uncensored(images, mean, camera) - mean
+    return back(weight * residual)[0], back(weight)[0]
+
+
+def _kept(layer: np.ndarray, residual: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """A layer after one step: not negative, and nothing where it is fainter than any structure."""
+    step = residual / (seen + 0.01 * seen.max() + 1e-9)
+    out = np.maximum(layer + step, 0)
+    smooth = ndimage.gaussian_filter(out, (*(0,) * (out.ndim - 2), 1, 1))
+    noise = 1 / np.sqrt(seen + 1e-9)  # standard deviation of what was averaged
+    faint = (smooth < _FAINT * out.max()) | (smooth < _CERTAIN * noise)
+    return np.where(faint, 0, out).astype(np.float32)
+
+
+def _support(soma: np.ndarray) -> np.ndarray:
+    """1 on a soma's layer and a little around it, where its template may grow."""
+    inside = soma > 0.2 * soma.max()
+    away = ndimage.distance_transform_edt(~inside)
+    return np.clip(1.5 - away / (_MARGIN * len(soma)), 0, 1).astype(np.float32)

@@ -1,0 +1,187 @@
+"""What is estimated before training: template, layers, deformations; and sampling from it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import worms
+from deformgan import camera as cameras
+from deformgan import sample, train
+from deformgan.camera import Camera
+from deformgan.checkpoint import Checkpoints
+from deformgan.data import simulated
+from deformgan.imaging import deformations, estimation, layers, registration, template
+from deformgan.imaging.atlas import Shape, still
+from deformgan.metrics.diversity import diversity_ratio
+from deformgan.objectives import atlas as objective
+from deformgan.workdir import Workdir
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on noisy images from a noisy source: its folder and config."""
+    folder = tmp_path_factory.mktemp("atlas") / "run"
+    config = worms.get_config("smoke")
+    config.data.set = "gaussian_low"
+    config.train.batch_size = 8
+    config.train.steps = 6
+    config.optimiser.gen.delay = 2
+    train.run(config, str(folder))
+    return folder, config
+
+
+@pytest.fixture(scope="module")
+def constants(run):
+    folder, config = run
+    workdir = Workdir(str(folder), create=False)
+    saved = Checkpoints(workdir.checkpoints, best=config.checkpoint.best, writable=False)
+    return saved.sampler("newest").constants
+
+
+@pytest.fixture(scope="module")
+def clean(run):
+    """Noiseless images of the training frames, in unit intensity of the scaled data."""
+    folder, config = run
+    names = json.loads((folder / "split.json").read_text())["names"]["train"]
+    chosen = [int(name.rpartition("_")[2]) for name in names]
+    truth = simulated.draw(0, config.data.count, 0, "gaussian_low", SIZE)
+    meta = json.loads((folder / "checkpoints" / "6" / "meta" / "metadata").read_text())
+    low, high = meta["scaling"]["low"], meta["scaling"]["high"]
+    return (255 * (0.08 + 0.80 * truth.clean[chosen, ..., 0]) - low) / (high - low)
+
+
+def test_the_model_explains_noisy_images_by_what_lies_under_the_noise(run, clean):
+    with np.load(run[0] / "estimation" / "estimation.npz") as found:
+        observed, explained = found["observed"], found["explained"]
+    few = clean[np.linspace(0, len(clean) - 1, len(observed)).astype(int)]
+    error, noise = (np.sqrt(np.mean(np.square(x - few))) for x in (explained, observed))
+    spread = np.sqrt(np.mean(np.square(few - few.mean(0))))
+    assert error < 0.6 * spread and error < 0.7 * noise
+
+
+def test_noise_and_background_are_those_of_the_simulator(constants):
+    model = estimation.unpacked(constants)
+    background = model.atlas.background
+    assert abs(float(background) - 0.08) < 0.012
+    level = np.sqrt(cameras.variance(Camera(*map(jnp.asarray, model.camera)), background))
+    assert abs(float(level) / 0.05 - 1) < 0.12  # of 28 images of 32x32; test_noise.py is exact
+
+
+def test_every_label_of_the_source_is_on_the_template(constants):
+    model = estimation.unpacked(constants)
+    labels = simulated.source_image("gaussian_low", SIZE, 0).labels
+    assert model.annotation.ids.tolist() == labels.ids.tolist()
+    assert sorted(model.annotation.layer[:2].tolist()) == [0, 1]  # a soma each
+    assert set(np.unique(labels.mask)) <= set(np.unique(model.annotation.masks))
+
+
+def test_new_motions_are_as_varied_as_the_images(run, constants, clean):
+    settings = objective.settings(run[1].fit)
+    model = jax.tree.map(jnp.asarray, estimation.unpacked(constants))
+    white = jax.random.normal(jax.random.key(0), (len(clean), len(model.distribution.mean)))
+    like = still(settings.shape, len(model.atlas.centres), 1)
+    motion = deformations.motions(model.distribution, white, like)
+    blank = np.zeros(clean.shape, np.float32)
+    means = estimation.rendered(template.Fitted(model.atlas, motion), settings.nodes, blank)
+    ratio = diversity_ratio(jnp.asarray(means)[..., None], jnp.asarray(clean)[..., None])
+    assert 0.75 < ratio < 1.25
+
+
+def test_structures_are_told_apart():
+    image = np.asarray(simulated.source_image("neurites", 64, 0).image[..., 0], np.float64) / 255
+    mask = simulated.source_image("neurites", 64, 0).labels.mask
+    found = layers.separate(image, 2)
+    assert len(found.bright) == 2
+    for label, bright in zip((1, 2), found.bright, strict=True):
+        both = 2 * np.sum(bright & (mask == label)) / (np.sum(bright) + np.sum(mask == label))
+        assert both > 0.8
+    seen = found.neurites | (found.dim > 0)
+    assert np.mean(seen[(mask > 2) & ~found.bright.any(0)]) > 0.4
+    assert not layers.separate(np.zeros((64, 64)), 2).bright.any()
+
+
+def test_the_distribution_has_the_mean_and_covariance_it_was_given():
+    rng = np.random.default_rng(0)
+    like = still(Shape(4, 4, 4, 8), 1, 400)
+    size = sum(part[0].size for part in like)
+    mixing = rng.normal(size=(size, size)) / np.sqrt(size)
+    mean, covariance = rng.normal(size=size), mixing @ mixing.T
+    draws = mean[None] + rng.normal(size=(4000, size)) @ mixing.T
+    made = deformations.distribution(mean, covariance, draws, like)
+    white = jax.random.normal(jax.random.key(1), (8000, size))
+    rows = np.asarray(registration.flatten(deformations.motions(made, white, like)))
+    angle = 2 * 4 * 4 * 2 + 2
+    rest = np.delete(np.arange(size), angle)  # an angle is only known up to turns
+    np.testing.assert_allclose(rows.mean(0)[rest], mean[rest], atol=0.08)
+    np.testing.assert_allclose(
+        np.cov(rows.T)[np.ix_(rest, rest)], covariance[np.ix_(rest, rest)], atol=0.15
+    )
+
+
+def test_angles_keep_a_distribution_that_is_not_normal():
+    rng = np.random.default_rng(0)
+    like = still(Shape(4, 4, 4, 8), 1, 400)
+    size = sum(part[0].size for part in like)
+    draws = rng.normal(size=(2000, size))
+    angle = 2 * 4 * 4 * 2 + 2
+    draws[:, angle] = np.where(rng.random(2000) < 0.5, 0.3, 1.4) + 0.05 * rng.normal(size=2000)
+    made = deformations.distribution(draws.mean(0), np.cov(draws.T), draws, like)
+    white = jax.random.normal(jax.random.key(1), (2000, size))
+    angles = deformations.motions(made, white, like).pose[:, 0, 2] % (2 * np.pi)
+    near = np.minimum(np.abs(angles - 0.3), np.abs(angles - 1.4)) < 0.2
+    assert near.mean() > 0.95 and 0.4 < np.mean(np.abs(angles - 0.3) < 0.2) < 0.6
+
+
+def test_an_image_without_structure_is_an_error():
+    with pytest.raises(template.UserError, match="source.image"):
+        template.first_atlas(np.full((32, 32), 0.1), 0.1, Camera.create(step=1 / 255), 2)
+
+
+def test_a_run_writes_what_it_estimated(run):
+    folder, _ = run
+    for name in ("template.png", "noise.png", "registration.png", "estimation.npz"):
+        assert (folder / "estimation" / name).stat().st_size > 1000
+    page = (folder / "report.html").read_text()
+    assert "Estimated from the training images" in page and page.count("data:image/png") > 3
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["folded"] == 0 and np.isfinite(last["gen/adversarial"])
+    assert last["gen/code_change"] > 0  # the correction has begun to learn
+
+
+def test_resuming_estimates_nothing_again(run, monkeypatch):
+    folder, config = run
+    monkeypatch.setattr(estimation, "estimate", lambda *a, **k: pytest.fail("estimated again"))
+    config.train.steps = 8
+    train.run(config, str(folder))
+    assert (folder / "checkpoints" / "8").is_dir()
+
+
+def test_samples_need_no_data_and_carry_labels(run, tmp_path):
+    folder, _ = run
+    out = tmp_path / "out"
+    sample.run(str(folder), None, num=5, out=str(out), form="npz", seed=1, step="newest")
+    with np.load(out / "samples.npz") as found:
+        assert found["images"].shape == (5, 32, 32, 1) and found["images"].dtype == np.uint8
+        assert found["displacement"].shape == (5, 32, 32, 2)
+        assert {1, 2} <= set(np.unique(found["masks"]))
+    lines = (out / "points.csv").read_text().splitlines()
+    assert len(lines) == 1 + 5 * 12 and "folded" not in "".join(lines)
+
+
+def test_the_constants_are_the_model(constants):
+    model = estimation.unpacked(constants)
+    again = estimation.packed(model)
+    assert again.keys() <= constants.keys()
+    assert model.atlas.somata.shape[1:] == model.atlas.rest.shape == (SIZE, SIZE)
+
+
+def test_an_atlas_is_grey():
+    config = worms.get_config("smoke")
+    config.data.channels = 3
+    with pytest.raises(template.UserError, match=r"data.channels: 3; an atlas is grey"):
+        objective.create(config)
