@@ -1,5 +1,6 @@
 """Strict settings for every test: two virtual devices, no silent rank promotion."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -21,6 +22,14 @@ from absl import flags
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Lets go of compiled programs after each file: each takes memory maps, which are limited."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The deformable atlas: diffeomorphisms with closed inverses, layers, labels."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,12 @@ SHAPE = Shape(shared=8, own=8, gain=5, grid=16)
 SIZE = 64
 coordinates = jax.jit(atlases.coordinates, static_argnums=(2, 3))
 render = jax.jit(atlases.render, static_argnums=2)
-unmoved = jax.jit(annotation.unmoved, static_argnums=(2, 4))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def unmoved(atlas, motion, layer, places):
+    back = annotation.inverse(atlas, motion, SHAPE.grid)
+    return annotation.unmoved(atlas, motion, back, layer, places)
 
 
 def blob(row, column, along, across, angle=0.0):
@@ -108,7 +115,7 @@ def test_the_closed_inverse_finds_every_layer_where_it_is_seen(atlas):
     points = jnp.asarray(np.random.default_rng(0).uniform(0.3, 0.7, (9, 2)), jnp.float32)
     points = jnp.broadcast_to(points[None], (4, 9, 2))
     for layer, places in enumerate([*where.somata, where.rest]):
-        seen = unmoved(atlas, motion, layer, points, SHAPE.grid)
+        seen = unmoved(atlas, motion, layer, points)
         found = annotation.read(places, seen)
         inside = np.all((seen > 0.02) & (seen < 0.98), -1)
         assert inside.mean() > 0.9
@@ -121,7 +128,7 @@ def test_neurites_follow_the_shift_of_their_soma(atlas):
     shift = jnp.array([0.03, -0.02])
     motion = motion._replace(pose=motion.pose.at[:, 0, :2].set(shift[None]))
     for layer in (0, 2):  # the soma, and the rest anchored to it
-        seen = unmoved(atlas, motion, layer, atlas.centres[None, :1], SHAPE.grid)
+        seen = unmoved(atlas, motion, layer, atlas.centres[None, :1])
         np.testing.assert_allclose(seen[0, 0], atlas.centres[0] + shift, atol=0.01)
 
 
@@ -147,7 +154,7 @@ def test_labels_move_with_the_image(atlas):
         SHAPE.grid,
     )[0]
     mask = np.where((np.asarray(first) > 0.4) & (lit - first < 1e-3), 5, 0).astype(np.int32)
-    centre = unmoved(atlas, motion, 0, atlas.centres[None, :1], SHAPE.grid)[0]
+    centre = unmoved(atlas, motion, 0, atlas.centres[None, :1])[0]
     labels = Labels(mask, np.asarray(centre, np.float64) * SIZE - 0.5, np.array([9]))
     found = annotation.annotate(labels, atlas, motion, SHAPE.grid)
     np.testing.assert_allclose(found.points[0], atlas.centres[0], atol=0.005)

@@ -27,6 +27,7 @@ from deformgan.imaging.atlas import (
 )
 from deformgan.warp import warp, warp_each
 
+_FINER = 4  # times as many nodes: between them fields are read linearly
 NO_POINT = -1  # identity of the placeholder of a source without points (orbax saves no empty array)
 
 
@@ -46,15 +47,32 @@ class Annotation(NamedTuple):
     ids: jax.Array
 
 
-def unmoved(atlas: Atlas, motion: Motion, layer: int, places: jax.Array, nodes: int) -> jax.Array:
-    """Where places of the template are seen in each image: the inverse of `coordinates`.
+class Inverse(NamedTuple):
+    """Displacements `[B, M, M, 2]` in shares that undo the shared field and the rest's own."""
+
+    shared: jax.Array
+    own: jax.Array
+
+
+def inverse(atlas: Atlas, motion: Motion, nodes: int) -> Inverse:
+    """The inverse fields of each image, on a grid finer than the `nodes` they are integrated on."""
+    velocities = [shared_velocity(motion, nodes), own_velocity(atlas, motion, nodes)]
+    back = fields.exponential(-jnp.concatenate(velocities)) / nodes
+    fine = splines.expand(splines.smoothing_matrix(_FINER * nodes, nodes), back)
+    return Inverse(*jnp.split(fine, 2))
+
+
+def unmoved(
+    atlas: Atlas, motion: Motion, back: Inverse, layer: int, places: jax.Array
+) -> jax.Array:
+    """Where places of the template are seen in each image: undoes `coordinates`.
 
     Args:
       atlas: of S x S pixels.
       motion: of B images.
+      back: as `inverse` gives it.
       layer: of the places; K is the rest.
       places: `[B, N, 2]` in shares of the side.
-      nodes: of the integration grid.
 
     Returns:
       `[B, N, 2]` in shares of the side.
@@ -62,19 +80,15 @@ def unmoved(atlas: Atlas, motion: Motion, layer: int, places: jax.Array, nodes: 
     if layer < len(atlas.centres):
         places = unposed_at(atlas, motion, layer, places)
     else:
-        back = fields.exponential(-own_velocity(atlas, motion, nodes)) / nodes
-        places = places + _read(back, places)
-    back = fields.exponential(-shared_velocity(motion, nodes)) / nodes
-    return places + _read(back, places)
+        places = places + read(back.own, places)
+    return places + read(back.shared, places)
 
 
-def _read(values: jax.Array, places: jax.Array) -> jax.Array:
-    """Reads fields `[B, M, M, 2]` of the integration grid at places `[B, N, 2]`, smoothly."""
-    size = 4 * values.shape[1]
-    fine = splines.expand(splines.smoothing_matrix(size, values.shape[1]), values)
-    displacement = (places * size - 0.5)[:, :, None]  # [B, N, 1, 2], of pixel (n, 0)
+def read(values: jax.Array, places: jax.Array) -> jax.Array:
+    """Reads `values` `[B, M, M, 2]` at places `[B, N, 2]` in shares of the side, linearly."""
     own = jnp.stack([jnp.arange(places.shape[1]), jnp.zeros(places.shape[1], int)], -1)
-    return warp_each(fine, displacement - own[None, :, None])[:, :, 0]
+    displacement = (places * values.shape[1] - 0.5)[:, :, None] - own[None, :, None]
+    return warp_each(values, displacement)[:, :, 0]  # pixel (n, 0) for place n
 
 
 def annotate(labels: Labels | None, atlas: Atlas, motion: Motion, nodes: int) -> Annotation:
@@ -93,14 +107,15 @@ def annotate(labels: Labels | None, atlas: Atlas, motion: Motion, nodes: int) ->
     lit = np.array(layers(atlas, motion, where)[0])  # [K + 1, S, S]
     lit[count] += 1e-6  # what no layer shows belongs to the rest
     owner = np.argmax(lit, 0)
+    back = inverse(atlas, motion, nodes)
     masks = np.zeros((count + 1, size, size), np.int32)
     points, ids = np.full((1, 2), np.nan, np.float32), np.array([NO_POINT])
     layer = np.full(1, count)
     if labels is not None and labels.mask is not None:
         for layer_number in range(count + 1):
             own = _of_layer(labels.mask, owner, layer_number)
-            back = jnp.asarray(grid(size).reshape(1, -1, 2))
-            seen = unmoved(atlas, motion, layer_number, back, nodes).reshape(1, size, size, 2)
+            places = grid(size).reshape(1, -1, 2)
+            seen = unmoved(atlas, motion, back, layer_number, places).reshape(1, size, size, 2)
             displacement = (seen - grid(size)[None]) * size
             masks[layer_number] = warp(
                 jnp.asarray(own)[..., None], displacement, border="constant", fill=0, order=0
@@ -131,13 +146,6 @@ def _of_layer(mask: np.ndarray, owner: np.ndarray, layer: int) -> np.ndarray:
     return out
 
 
-def read(values: jax.Array, places: jax.Array) -> jax.Array:
-    """Reads `[1, S, S, 2]` at places `[1, N, 2]` in shares of the side, linearly."""
-    own = jnp.stack([jnp.arange(places.shape[1]), jnp.zeros(places.shape[1], int)], -1)
-    displacement = (places * values.shape[1] - 0.5)[:, :, None] - own[None, :, None]
-    return warp_each(values, displacement)[:, :, 0]
-
-
 def moved_masks(annotation: Annotation, where: Coordinates) -> jax.Array:
     """Instance labels `[B, S, S, 1]` int32 of images: somata over the rest, the brightest first."""
     size = where.rest.shape[1]
@@ -160,9 +168,9 @@ def moved_points(
     """
     batch, size = len(motion.shared), atlas.rest.shape[0]
     places = jnp.broadcast_to(annotation.points[None], (batch, *annotation.points.shape))
-    found = jnp.full_like(places, jnp.nan)
+    found, back = jnp.full_like(places, jnp.nan), inverse(atlas, motion, nodes)
     for layer in range(len(atlas.centres) + 1):
-        own = unmoved(atlas, motion, layer, jnp.nan_to_num(places), nodes) * size - 0.5
+        own = unmoved(atlas, motion, back, layer, jnp.nan_to_num(places)) * size - 0.5
         found = jnp.where((annotation.layer == layer)[None, :, None], own, found)
     found = jnp.where(jnp.isfinite(places), found, jnp.nan)
     inside = jnp.all((found >= 0) & (found <= size - 1), -1)
