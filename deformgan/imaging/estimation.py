@@ -94,7 +94,7 @@ def estimate(
     fitted = template.build(images[some], source, background, _forgiving(camera), settings, say=say)
     say(f"registering all {len(images)} images, and the source")
     images = np.concatenate([images, source[None]])
-    fitted = template.fit_all(images, fitted.atlas, _forgiving(camera), settings)
+    fitted = template.fit_all(images, fitted.atlas, _forgiving(camera), settings, say)
     kind, camera, atlas = refitted(images, fitted, camera, found.kind, settings, seed)
     say(f"noise: {_in_words(kind, camera)}, background {float(atlas.background):.4f}")
     fitted = Fitted(atlas, fitted.motion)

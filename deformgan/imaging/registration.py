@@ -147,8 +147,8 @@ def energy(
         each = 0.5 * scale * jnp.square(images - cameras.expected(mean, camera))
     elif phase.reduce > 1:  # averages of several pixels are nearly normal
         variance = cameras.variance(camera, mean) / phase.reduce**2 + _LEAST
-        away = jnp.square(images - cameras.expected(mean, camera))
-        each = 0.5 * (away / variance + jnp.log(variance))
+        square = jnp.square(images - cameras.expected(mean, camera))
+        each = 0.5 * (square / variance + jnp.log(variance))
     else:
         each = cameras.negative_log_likelihood(images, mean, camera)
     away = (flatten(motion) - prior.mean[None]) @ prior.whiten.T
@@ -196,7 +196,7 @@ def register(
     phases: tuple[Phase, ...],
     *,
     nodes: int,
-    advance: Callable[[int], None] = lambda n: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Motion:
     """The motion of each image, by descent from `start` through the phases, coarse to fine.
 
@@ -208,7 +208,7 @@ def register(
       start: of N images.
       phases: in order.
       nodes: of the grid that velocities are integrated on.
-      advance: called with the number of steps done, times images.
+      say: told how many images are done.
 
     Returns:
       NumPy arrays, as `start`.
@@ -234,9 +234,9 @@ def register(
                     nodes=nodes,
                     phase=dataclasses.replace(phase, steps=0, rate=1.0),
                 )
-            motion = jax.block_until_ready(carry[0])
-            advance(size * phase.steps)
+            motion = carry[0]
         parts.append(jax.tree.map(lambda x, n=size: np.asarray(x)[:n], motion))
+        say(f"  {own[size - 1] + 1} of {len(images)} images")
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 

@@ -1,4 +1,4 @@
-"""Where to start: the shift and turn of the template, then of each bright soma, by correlation.
+"""Where to start: the shift and turn of each bright soma, found by correlation.
 
 Descent from zero motion finds neither a soma that is far away nor one that is turned around.
 """
@@ -19,27 +19,6 @@ from deformgan.imaging.atlas import Atlas, Coordinates, Motion, grid, layers, po
 _PHASE = registration.Phase(reduce=2, blur=1.0, steps=0)
 _ANGLES = 16  # over half a turn
 _NOISE = 0.08  # unit intensity: how exactly reduced images are met
-_WORTH = 0.05  # share of the template's energy that a shift of everything must gain
-
-
-def whole_shift(images: np.ndarray, atlas: Atlas, camera: Camera, motion: Motion) -> Motion:
-    """Adds to each image's shared velocity the constant that best aligns it with the template."""
-    at = registration.atlas_at(atlas, _PHASE)
-    shared = np.array(motion.shared)
-    for own, shift in registration.by_chunk(_whole, images, motion, at, camera):
-        shared[own] -= shift[:, None, None]
-    return motion._replace(shared=jnp.asarray(shared))
-
-
-@jax.jit
-def _whole(images: jax.Array, motion: Motion, at: Atlas, camera: Camera) -> jax.Array:
-    """The shift `[B, 2]` of each image, 0 where it is not worth it."""
-    del motion
-    signal = jnp.max(jnp.concatenate([at.somata, at.rest[None]]), 0)
-    score = _correlate(_signal(images, at, camera), signal[None])[:, 0]  # [B, 2S, 2S]
-    gain = jnp.max(score, (1, 2)) - score[:, 0, 0]
-    worth = gain > _WORTH * jnp.sum(jnp.square(signal))
-    return jnp.where(worth[:, None], _shift_of(score), 0)
 
 
 def poses(
@@ -59,7 +38,7 @@ def poses(
       images: `[N, S, S]` unit intensity.
       atlas: of the same resolution.
       camera: its noise.
-      motion: whose shared part is kept.
+      motion: without velocities.
       centre: `[K, 2]` expected shift of each soma, shares of the side.
       spread: `[K]` its standard deviation.
     """
@@ -84,18 +63,18 @@ def _poses(
     size, count = at.rest.shape[0], len(at.centres)
     angles = np.linspace(-np.pi / 2, np.pi / 2, _ANGLES, endpoint=False, dtype=np.float32)
     left, found = _signal(images, at, camera), motion.pose
-    base = jnp.mean(motion.shared, (1, 2))  # a constant field, if any
     for soma in range(count):
         score = _correlate(left, _turned(at, soma, angles))  # [B, A, 2S, 2S]
-        shifts = _shifts(size)[None] + base[:, None, None] - centre[soma][None, None, None]
-        unlikely = jnp.sum(jnp.square(shifts), -1) / (2 * spread[soma] ** 2)
-        score = score / _NOISE**2 - unlikely[:, None]
+        away = _shifts(size) - centre[soma][None, None]
+        unlikely = jnp.sum(jnp.square(away), -1) / (2 * spread[soma] ** 2)
+        score = score / _NOISE**2 - unlikely[None, None]
         top = jnp.argmax(jnp.max(score, (2, 3)), 1)
         shift = _shift_of(jnp.take_along_axis(score, top[:, None, None, None], 1)[:, 0])
-        pose = jnp.zeros_like(found[:, soma]).at[:, :2].set(shift + base)
+        pose = jnp.zeros_like(found[:, soma]).at[:, :2].set(shift)
         found = found.at[:, soma].set(pose.at[:, 2].set(jnp.asarray(angles)[top]))
         own = motion._replace(pose=found)
-        places = posed_at(at, own, soma, grid(size)[None] + base[:, None, None])
+        here = jnp.broadcast_to(grid(size)[None], (len(images), size, size, 2))
+        places = posed_at(at, own, soma, here)
         where = Coordinates(places, [places] * count, places)
         left = left - layers(at, own, where)[:, soma]
     return found

@@ -169,7 +169,13 @@ def build(
     return Fitted(atlas, motion)
 
 
-def fit_all(images: np.ndarray, atlas: Atlas, camera: Camera, settings: Settings) -> Fitted:
+def fit_all(
+    images: np.ndarray,
+    atlas: Atlas,
+    camera: Camera,
+    settings: Settings,
+    say: Callable[[str], None],
+) -> Fitted:
     """Registers images to a finished atlas from scratch; then once more to the atlas they refine.
 
     Args:
@@ -177,13 +183,14 @@ def fit_all(images: np.ndarray, atlas: Atlas, camera: Camera, settings: Settings
       atlas: of the same resolution.
       camera: their noise.
       settings: as the atlas was built by.
+      say: told how many images are done.
     """
     nodes = settings.nodes
     prior = start_prior(settings, len(atlas.centres))
     motion = nowhere(settings, atlas, len(images))
     motion = begin(images, atlas, camera, motion, first=True)
     motion = begin(images, atlas, camera, motion, first=False)
-    motion = registration.register(images, atlas, camera, prior, motion, ALL, nodes=nodes)
+    motion = registration.register(images, atlas, camera, prior, motion, ALL, nodes=nodes, say=say)
     motion = centred(motion)
     atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=8)
     motion = registration.register(images, atlas, camera, prior, motion, AGAIN, nodes=nodes)
@@ -193,13 +200,11 @@ def fit_all(images: np.ndarray, atlas: Atlas, camera: Camera, settings: Settings
 def begin(
     images: np.ndarray, atlas: Atlas, camera: Camera, motion: Motion, *, first: bool
 ) -> Motion:
-    """Starts each image where a search finds the somata, or all of it where there are none.
+    """Starts each image, without velocities, where a search finds the somata.
 
     Shifts that others of the same soma do not share are unlikely, except at the first time.
     """
     count = len(atlas.centres)
-    if not count:
-        return search.whole_shift(images, atlas, camera, motion) if first else motion
     shifts = np.asarray(motion.pose[..., :2])
     if first:
         centre, spread = np.zeros((count, 2)), np.full(count, POSE_SPREAD[0])
@@ -245,7 +250,6 @@ def re_estimated(
     """
     atlas, motion = fitted
     support = np.stack([_support(np.asarray(soma)) for soma in atlas.somata])
-
     held = (atlas.somata, atlas.rest)
     for _ in range(steps):
         sums = [np.zeros((2, *np.shape(layer))) for layer in held]

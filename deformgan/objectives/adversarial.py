@@ -13,6 +13,7 @@ from flax import linen as nn
 from deformgan import losses
 from deformgan.augment import translate_and_cut
 from deformgan.errors import UserError
+from deformgan.models import dcgan
 from deformgan.objectives.contract import Aux, Constants, Inputs, Metrics, Params
 from deformgan.state import Variables
 
@@ -42,16 +43,37 @@ class Game(NamedTuple):
     penalty_every: int
 
 
+def discriminator(config: ml_collections.ConfigDict) -> dcgan.Discriminator:
+    """The discriminator of the `model` block, with the output that the loss asks for.
+
+    Raises:
+      UserError: if its widths do not fit images of `data.size`.
+    """
+    model = config.model
+    dcgan.check_widths("model.disc_widths", tuple(model.disc_widths), config.data.size)
+    return dcgan.Discriminator(
+        widths=tuple(model.disc_widths),
+        bounded=losses.bounded_output(config.loss.name),
+        batch_norm=model.disc_batch_norm,
+        minibatch_stddev=model.minibatch_stddev,
+    )
+
+
+def initial(network: nn.Module, key: jax.Array, image: jax.Array) -> Variables:
+    """Variables of a discriminator for images like `image` `[H, W, C]`."""
+    return {"batch_stats": {}} | dict(network.init(key, image[None], train=False))
+
+
 def game(
     generate: Callable[[Variables, Constants, jax.Array], Generated],
-    discriminator: nn.Module,
+    network: nn.Module,
     config: ml_collections.ConfigDict,
 ) -> Game:
     """The game that the `loss` and `augment` blocks describe.
 
     Args:
       generate: (variables, constants, keys `[b]`) -> a batch, in training.
-      discriminator: applied to `[B, H, W, C]` images with `train=True`, gives outputs `[B]`.
+      network: the discriminator, as `discriminator` makes it.
       config: of the run.
 
     Raises:
@@ -68,7 +90,7 @@ def game(
         images = translate_and_cut(
             keys, images, translation=config.augment.translation, cutout=config.augment.cutout
         )
-        out, updated = discriminator.apply(
+        out, updated = network.apply(
             {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
         )
         return out, updated.get("batch_stats", stats)

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from deformgan import camera as cameras
-from deformgan import fields, losses
+from deformgan import fields
 from deformgan.data.pipeline import Dataset
 from deformgan.errors import UserError
 from deformgan.imaging import annotation, deformations, estimation
@@ -24,9 +24,8 @@ from deformgan.imaging.atlas import Coordinates, Motion, Shape, coordinates, gri
 from deformgan.imaging.estimation import Model
 from deformgan.imaging.template import Settings
 from deformgan.metrics.diversity import diversity_ratio
-from deformgan.models import dcgan
 from deformgan.models.refiner import Refiner
-from deformgan.objectives.adversarial import Generated, game
+from deformgan.objectives.adversarial import Generated, discriminator, game, initial
 from deformgan.objectives.contract import Constants, Fit, Metrics, Objective, Samples, Say
 from deformgan.state import Pair, Variables
 
@@ -42,12 +41,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
     _check(config)
     model_config, plan = config.model, settings(config.fit)
     refiner = Refiner(width=model_config.refiner_width)
-    discriminator = dcgan.Discriminator(
-        widths=tuple(model_config.disc_widths),
-        bounded=losses.bounded_output(config.loss.name),
-        batch_norm=model_config.disc_batch_norm,
-        minibatch_stddev=model_config.minibatch_stddev,
-    )
+    network = discriminator(config)
 
     def draw(
         variables: Variables, constants: Constants, keys: jax.Array
@@ -76,7 +70,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         metrics = {"gen/code_change": away}
         return Generated(images, {}, metrics, config.loss.code_change * away)
 
-    rules = game(generate, discriminator, config)
+    rules = game(generate, network, config)
 
     def sample(variables: Variables, constants: Constants, keys: jax.Array) -> Samples:
         images, model, motion, _ = draw(variables, constants, keys)
@@ -106,11 +100,10 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         model = estimation.unpacked(constants)
         layers = (len(model.atlas.centres) + 1, *model.atlas.rest.shape)
         codes = refiner.init(gen_key, jnp.zeros((1, len(model.distribution.mean))))["params"]
-        image = jnp.zeros((1, *model.atlas.rest.shape, 1))
-        disc: dict[str, Any] = dict(discriminator.init(disc_key, image, train=False))
+        image = jnp.zeros((*model.atlas.rest.shape, 1))
         return Pair(
             gen={"params": {"codes": codes, "template": jnp.zeros(layers)}, "batch_stats": {}},
-            disc={"batch_stats": {}} | disc,
+            disc=initial(network, disc_key, image),
         )
 
     return Objective(
@@ -173,7 +166,6 @@ def _check(config: ml_collections.ConfigDict) -> None:
         )
     if config.data.size % 4 or config.data.size < 32:
         raise UserError(f"data.size: {config.data.size}; give a multiple of 4, 32 or more")
-    dcgan.check_widths("model.disc_widths", tuple(config.model.disc_widths), config.data.size)
     fit_config = config.fit
     for key in ("shared_control", "own_control", "gain_control"):
         if fit_config[key] < 4:

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from deformgan import fields, losses
+from deformgan import fields
 from deformgan.data.frames import Labels
 from deformgan.data.pipeline import Dataset, Source
 from deformgan.errors import UserError, choose
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models import dcgan
-from deformgan.objectives.adversarial import Generated, game
+from deformgan.objectives.adversarial import Generated, discriminator, game, initial
 from deformgan.objectives.contract import Constants, Fit, Metrics, Objective, Samples
 from deformgan.state import Pair, Variables
 from deformgan.warp import BORDERS, Border, warp
@@ -41,12 +41,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
     _check(config)
     model = config.model
     generator = dcgan.Generator(widths=tuple(model.gen_widths), channels=2 * model.layers)
-    discriminator = dcgan.Discriminator(
-        widths=tuple(model.disc_widths),
-        bounded=losses.bounded_output(config.loss.name),
-        batch_norm=model.disc_batch_norm,
-        minibatch_stddev=model.minibatch_stddev,
-    )
+    network = discriminator(config)
 
     def draw(
         variables: Variables, constants: Constants, keys: jax.Array, *, train: bool
@@ -66,7 +61,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         metrics = {"gen/displacement": jnp.mean(jnp.abs(jnp.stack(displacements)))}  # pixels
         return Generated(images, stats, metrics)
 
-    rules = game(generate, discriminator, config)
+    rules = game(generate, network, config)
 
     def sample(variables: Variables, constants: Constants, keys: jax.Array) -> Samples:
         images, displacements, _ = draw(variables, constants, keys, train=False)
@@ -88,10 +83,10 @@ def create(config: ml_collections.ConfigDict) -> Objective:
 
     def init(key: jax.Array, constants: Constants) -> Pair[Variables]:
         gen_key, disc_key = jax.random.split(key)
-        z, image = jnp.zeros((1, model.latent)), constants["source"][None]
+        z = jnp.zeros((1, model.latent))
         return Pair(
             gen=dict(generator.init(gen_key, z, train=False)),
-            disc={"batch_stats": {}} | dict(discriminator.init(disc_key, image, train=False)),
+            disc=initial(network, disc_key, constants["source"]),
         )
 
     return Objective(
@@ -165,7 +160,6 @@ def _check(config: ml_collections.ConfigDict) -> None:
     model = config.model
     choose("model.border", model.border, BORDERS)
     dcgan.check_widths("model.gen_widths", tuple(model.gen_widths), config.data.size)
-    dcgan.check_widths("model.disc_widths", tuple(model.disc_widths), config.data.size)
     if model.layers not in (1, 3):
         raise UserError(f"model.layers: {model.layers}; give 1 or 3")
     if model.latent < 1 or min(*model.gen_widths, *model.disc_widths) < 1:
