@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.fit = fit = ml_collections.ConfigDict()  # of the objective atlas: what it estimates
     fit.subset = 200  # training images that the template is built from
-    fit.images = 2000  # and that deformations are learned from, at most
+    fit.images = 1000  # and that deformations are learned from, at most
     fit.somata = 2  # bright somata that move on their own, at most
     fit.shared_control = 14  # control points of the velocity of everything, along each axis
     fit.own_control = 14  # of the neurites' own

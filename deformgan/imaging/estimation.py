@@ -18,19 +18,20 @@ from deformgan import camera as cameras
 from deformgan.camera import Camera
 from deformgan.data.frames import Labels
 from deformgan.imaging import annotation as labelling
-from deformgan.imaging import deformations, noise, registration, template
+from deformgan.imaging import deformations, noise, point_spread, registration, template
 from deformgan.imaging import layers as structures
 from deformgan.imaging.annotation import Annotation
 from deformgan.imaging.atlas import Atlas, Motion, render
 from deformgan.imaging.deformations import Distribution
 from deformgan.imaging.template import Fitted, Settings
 
-_MISFIT = 0.01  # unit intensity: how far the best motion may be from an image without noise
+_MISFIT = 0.01  # unit intensity: how far motions are from an image without noise, at first
+_LEAST_MISFIT = 0.003  # and in the end
 _EMPTY = 0.01  # of the brightest signal: below it is background
 _SHOWN = 8  # registered images in the report
 _EM_ROUNDS = 3
-_EM_PHASES = (registration.Phase(2, 0.0, 20), registration.Phase(1, 0.0, 6))
-_EM_IMAGES = 150  # that posteriors are taken of in all rounds but the last
+_EM_PHASES = (registration.Phase(2, 0.0, 2), registration.Phase(1, 0.0, 2))
+_EM_IMAGES = 200  # that the distribution is fitted to in all rounds but the last
 
 
 class Model(NamedTuple):
@@ -91,10 +92,14 @@ def estimate(
     camera, background = found.camera, found.background
     some = np.random.default_rng(seed).permutation(len(images))[: settings.subset]
     say(f"template: registering {len(some)} of {len(images)} images to each other")
-    fitted = template.build(images[some], source, background, _forgiving(camera), settings, say=say)
+    roughly = _forgiving(camera, _MISFIT)
+    fitted = template.build(images[some], source, background, roughly, settings, say=say)
     say(f"registering all {len(images)} images, and the source")
     images = np.concatenate([images, source[None]])
-    fitted = template.fit_all(images, fitted.atlas, _forgiving(camera), settings, say)
+    fitted = template.fit_all(images, fitted.atlas, roughly, settings, say)
+    atlas = point_spread.focused(images, fitted, camera, settings, seed=seed)
+    say(f"point spread: {float(atlas.blur) * images.shape[1]:.2f} pixels; registering once more")
+    fitted = template.refined(images, fitted._replace(atlas=atlas), roughly, settings)
     kind, camera, atlas = refitted(images, fitted, camera, found.kind, settings, seed)
     say(f"noise: {_in_words(kind, camera)}, background {float(atlas.background):.4f}")
     fitted = Fitted(atlas, fitted.motion)
@@ -172,26 +177,29 @@ def learn(
     The last image is the source: it is registered with the others, but none of them.
     """
     atlas, motion = fitted
-    camera = _forgiving(camera)
+    camera = _forgiving(camera, misfit(images, fitted, camera, settings.nodes))
     covariance = registration.smooth_covariance(
         settings.shape, len(atlas.centres), pose_spread=template.POSE_SPREAD
     )
+    found = deformations.Gaussian(np.zeros(len(covariance)), covariance, np.zeros((0, 0)))
     for number in range(_EM_ROUNDS):
-        last = number == _EM_ROUNDS - 1
-        count = len(images) - 1 if last else min(len(images) - 1, _EM_IMAGES)
-        some = jax.tree.map(lambda x, n=count: x[:n], motion)
-        found = deformations.posterior(
-            atlas, camera, some, covariance, nodes=settings.nodes, seed=seed + number
-        )
-        rows = np.asarray(registration.flatten(motion), np.float64)[:-1]
-        mean, covariance = rows.mean(0), np.cov(rows.T) + found.covariance
-        say(f"deformations: round {number + 1} of {_EM_ROUNDS}")
-        if not last:
-            prior = registration.prior_of(mean, covariance)
+        if number:
+            prior = registration.prior_of(found.mean, found.covariance)
             motion = registration.register(
                 images, atlas, camera, prior, motion, _EM_PHASES, nodes=settings.nodes
             )
-    return deformations.distribution(mean, covariance, found.draws, motion), motion
+        last = number == _EM_ROUNDS - 1
+        count = len(images) - 1 if last else min(len(images) - 1, _EM_IMAGES)
+        found = deformations.fit(
+            atlas,
+            camera,
+            jax.tree.map(lambda x, n=count: x[:n], motion),
+            found.covariance,
+            nodes=settings.nodes,
+            seed=seed + number,
+        )
+        say(f"deformations: round {number + 1} of {_EM_ROUNDS}")
+    return deformations.distribution(found, motion), motion
 
 
 def rendered(fitted: Fitted, nodes: int, images: np.ndarray) -> np.ndarray:
@@ -209,9 +217,19 @@ def _drawn(images: jax.Array, motion: Motion, atlas: Atlas, *, nodes: int) -> ja
     return render(atlas, motion, nodes)
 
 
-def _forgiving(camera: Camera) -> Camera:
+def misfit(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> float:
+    """How far motions are from the noiseless images where there is structure, unit intensity."""
+    means = rendered(fitted, nodes, images)
+    background = float(fitted.atlas.background)
+    seen = (means - background > _EMPTY * (means.max() - background)) & (means < 1)
+    seen &= (images > 0) & (images < 1)
+    away = np.square(images[seen] - means[seen]) - cameras.variance(camera, means[seen])
+    return float(np.sqrt(max(np.mean(away) if seen.any() else 0, _LEAST_MISFIT**2)))
+
+
+def _forgiving(camera: Camera, misfit: float) -> Camera:
     """The camera with what no motion explains added to its noise."""
-    return camera._replace(read=jnp.sqrt(camera.read**2 + _MISFIT**2))
+    return camera._replace(read=jnp.sqrt(camera.read**2 + misfit**2))
 
 
 def _in_words(kind: str, camera: Camera) -> str:

@@ -22,17 +22,15 @@ from deformgan.filters import gaussian_blur
 from deformgan.imaging.atlas import Atlas, Motion, Shape, render
 
 CHUNK = 60  # images registered at once: more do not fit the processor's cache
-_ROUNDED = 10  # images that the size of a chunk is rounded up to
+_ROUNDED = 4  # images that the size of a chunk is rounded up to
 _ROUGH_NOISE = 0.08  # unit intensity: how exactly blurred images are to be met
 _ROUGH_SIDE = 64  # pixels that this holds for
 _LEAST = 0.01**2  # variance below which a reduced image is not trusted
-_RATES: dict[str, Any] = {  # of Adam, for each part: about the largest change in one step
-    "shared": 0.0025,
-    "own": 0.0025,
-    "pose": np.array([0.005, 0.005, 0.06, 0.03, 0.03], np.float32),
-    "soma_gain": 0.03,
-    "gain": 0.04,
-}
+_TINY = 1e-8
+_CONJUGATE = 8  # iterations that solve for one step
+_SHARES = (1.0, 0.4, 0.1)  # of a step that are tried
+_PROBED = 10  # images that the preconditioner is made from
+_COARSE = 4  # pixels averaged for it, along each axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +40,12 @@ class Phase:
     Attributes:
       reduce: images are averaged over squares of so many pixels.
       blur: Gaussian blur of what is left, in its pixels, for a first, rough alignment.
-      steps: of Adam.
-      rate: of all rates.
+      steps: of Gauss and Newton.
     """
 
     reduce: int
     blur: float
     steps: int
-    rate: float = 1.0
 
 
 class Prior(NamedTuple):
@@ -130,61 +126,88 @@ def atlas_at(atlas: Atlas, phase: Phase) -> Atlas:
     return atlas._replace(somata=stack[:-1], rest=stack[-1])
 
 
-def energy(
-    motion: Motion,
-    images: jax.Array,
-    atlas: Atlas,
-    camera: Camera,
-    prior: Prior,
-    *,
-    nodes: int,
-    phase: Phase,
-) -> jax.Array:
-    """Negative log posterior of each motion up to a constant, `[B]`."""
-    mean = render(atlas, motion, nodes)
+def _unlikely(
+    mean: jax.Array, images: jax.Array, camera: Camera, phase: Phase
+) -> tuple[jax.Array, jax.Array]:
+    """Negative log likelihood of each pixel `[B, S, S]` and its curvature along the mean."""
     if phase.blur:
-        scale = (_ROUGH_SIDE / images.shape[1] / _ROUGH_NOISE) ** 2
-        each = 0.5 * scale * jnp.square(images - cameras.expected(mean, camera))
-    elif phase.reduce > 1:  # averages of several pixels are nearly normal
+        weight = (_ROUGH_SIDE / images.shape[1] / _ROUGH_NOISE) ** 2
+        each = 0.5 * weight * jnp.square(images - cameras.expected(mean, camera))
+        return each, weight * _slope(mean, camera)
+    if phase.reduce > 1:  # averages of several pixels are nearly normal
         variance = cameras.variance(camera, mean) / phase.reduce**2 + _LEAST
         square = jnp.square(images - cameras.expected(mean, camera))
-        each = 0.5 * (square / variance + jnp.log(variance))
-    else:
-        each = cameras.negative_log_likelihood(images, mean, camera)
-    away = (flatten(motion) - prior.mean[None]) @ prior.whiten.T
-    return jnp.sum(each, (1, 2)) + 0.5 * jnp.sum(jnp.square(away), 1)
+        return 0.5 * (square / variance + jnp.log(variance)), _slope(mean, camera) / variance
+    variance = cameras.variance(camera, mean) + camera.step**2 / 12 + _TINY
+    each = cameras.negative_log_likelihood(images, mean, camera)
+    return each, _slope(mean, camera) / variance
+
+
+def _slope(mean: jax.Array, camera: Camera) -> jax.Array:
+    """Of the expected record along the mean: what clipping leaves of a pixel's information."""
+    total = jax.grad(lambda m: jnp.sum(cameras.expected(m, camera)))
+    return jnp.clip(total(mean), 0, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("nodes", "phase"))
 def _step(
-    carry: tuple[Motion, Motion, Motion],
-    count: jax.Array,
-    rate: jax.Array,
+    rows: jax.Array,
     images: jax.Array,
     atlas: Atlas,
     camera: Camera,
     prior: Prior,
+    precondition: jax.Array,
+    like: Motion,
     *,
     nodes: int,
     phase: Phase,
-) -> tuple[Motion, Motion, Motion]:
-    """One step of Adam (Kingma and Ba 2015); images are independent of each other."""
-    motion, first, second = carry
+) -> jax.Array:
+    """One step of Gauss and Newton on each image's own motion, `[B, D]` to `[B, D]`.
 
-    def total(motion: Motion) -> jax.Array:
-        return jnp.sum(energy(motion, images, atlas, camera, prior, nodes=nodes, phase=phase))
+    Its linear equations are solved roughly, by preconditioned conjugate gradients (Nocedal and
+    Wright 2006, algorithms 5.3 and 7.1); a step that does not lower the energy is shortened.
+    """
 
-    slope = jax.grad(total)(motion)
-    first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, slope)
-    second = jax.tree.map(lambda v, g: 0.97 * v + 0.03 * jnp.square(g), second, slope)
+    def drawn(rows: jax.Array) -> jax.Array:
+        return render(atlas, unflatten(rows, like), nodes)
 
-    def moved(x: jax.Array, m: jax.Array, v: jax.Array, own: Any) -> jax.Array:
-        m, v = m / (1 - 0.9**count), v / (1 - 0.97**count)
-        own = jnp.broadcast_to(jnp.asarray(own), x.shape[-1:]).reshape((1,) * (x.ndim - 1) + (-1,))
-        return x - rate * own * m / (jnp.sqrt(v) + 1e-3)
+    def energy(mean: jax.Array, rows: jax.Array) -> jax.Array:
+        away = (rows - prior.mean[None]) @ prior.whiten.T
+        pixels = _unlikely(mean, images, camera, phase)[0]
+        return jnp.sum(pixels, (1, 2)) + 0.5 * jnp.sum(jnp.square(away), 1)
 
-    parts = zip(motion, first, second, _RATES.values(), strict=True)
-    return Motion(*(moved(*part) for part in parts)), first, second
+    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.sum(a * b, 1, keepdims=True)
+
+    mean, along = jax.linearize(drawn, rows)
+    back = jax.linear_transpose(along, rows)
+    weight = _unlikely(mean, images, camera, phase)[1]
+    of_mean, of_rows = jax.grad(lambda *at: jnp.sum(energy(*at)), (0, 1))(mean, rows)
+    slope = back(of_mean)[0] + of_rows
+
+    def hessian(x: jax.Array) -> jax.Array:
+        return back(weight * along(x))[0] + (x @ prior.whiten.T) @ prior.whiten
+
+    def iterate(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], None]:
+        x, residual, direction, size = carry
+        image = hessian(direction)
+        far = size / (dot(direction, image) + _TINY)
+        x, residual = x + far * direction, residual - far * image
+        towards = residual @ precondition
+        new = dot(residual, towards)
+        return (x, residual, towards + new / (size + _TINY) * direction, new), None
+
+    towards = -slope @ precondition
+    start = (jnp.zeros_like(rows), -slope, towards, dot(-slope, towards))
+    step = jax.lax.scan(iterate, start, None, length=_CONJUGATE)[0][0]
+    best, lowest = rows, energy(mean, rows)
+    for share in _SHARES:
+        moved = rows + share * step
+        value = energy(drawn(moved), moved)
+        better = value < lowest
+        best = jnp.where(better[:, None], moved, best)
+        lowest = jnp.where(better, value, lowest)
+    return best
 
 
 def register(
@@ -214,30 +237,105 @@ def register(
       NumPy arrays, as `start`.
     """
     atlases = [atlas_at(atlas, phase) for phase in phases]
+    ready = [
+        _preconditioner(atlas, camera, prior, start, nodes=nodes, phase=phase) for phase in phases
+    ]
+    like = jax.tree.map(lambda x: jnp.asarray(x[:1]), start)
     parts = []
     for own, size in chunks(len(images)):
-        motion = jax.tree.map(lambda x, own=own: jnp.asarray(x[own]), start)
-        for phase, at in zip(phases, atlases, strict=True):
+        rows = flatten(jax.tree.map(lambda x, own=own: jnp.asarray(x[own]), start))
+        for phase, at, precondition in zip(phases, atlases, ready, strict=True):
             seen = reduced(jnp.asarray(images[own]), phase)
-            zeros = jax.tree.map(jnp.zeros_like, motion)
-            carry = (motion, zeros, zeros)
-            for step in range(phase.steps):
-                late = 1.0 if step < 0.6 * phase.steps else 0.3
-                carry = _step(
-                    carry,
-                    jnp.float32(step + 1),
-                    jnp.float32(phase.rate * late),
+            for _ in range(phase.steps):
+                rows = _step(
+                    rows,
                     seen,
                     at,
                     camera,
                     prior,
+                    precondition,
+                    like,
                     nodes=nodes,
-                    phase=dataclasses.replace(phase, steps=0, rate=1.0),
+                    phase=dataclasses.replace(phase, steps=0),
                 )
-            motion = carry[0]
-        parts.append(jax.tree.map(lambda x, n=size: np.asarray(x)[:n], motion))
+        parts.append(np.asarray(rows)[:size])
         say(f"  {own[size - 1] + 1} of {len(images)} images")
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return jax.tree.map(np.asarray, unflatten(jnp.asarray(np.concatenate(parts)), like))
+
+
+def _preconditioner(
+    atlas: Atlas, camera: Camera, prior: Prior, motion: Motion, *, nodes: int, phase: Phase
+) -> jax.Array:
+    """The inverse of the mean Hessian of a few images, `[D, D]`, seen coarsely."""
+    few = np.linspace(0, len(motion.pose) - 1, min(len(motion.pose), _PROBED)).astype(int)
+    some = jax.tree.map(lambda x: x[few], motion)
+    whiten = np.asarray(prior.whiten, np.float64)
+    seen = information(
+        atlas, camera, some, np.eye(len(whiten)), nodes=nodes, phase=phase, reduce=_COARSE
+    )
+    hessian = seen.mean(0) + whiten.T @ whiten
+    scale = np.sqrt(np.diag(hessian))
+    inverse = np.linalg.inv(hessian / np.outer(scale, scale) + 1e-3 * np.eye(len(scale)))
+    return jnp.asarray(inverse / np.outer(scale, scale), jnp.float32)
+
+
+def information(
+    atlas: Atlas,
+    camera: Camera,
+    motion: Motion,
+    basis: np.ndarray,
+    *,
+    nodes: int,
+    phase: Phase,
+    reduce: int,
+) -> np.ndarray:
+    """Fisher information `[N, K, K]` of each image about coordinates along `basis` `[D, K]`.
+
+    What the pixels of `phase` tell, counted at the resolution that `reduce` leaves.
+    """
+    at = atlas_at(atlas, Phase(reduce, phase.blur, 0))
+    columns = jnp.asarray(basis.T, jnp.float32)
+    out = []
+    for own, size in chunks(len(motion.pose)):
+        part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
+        part = _informed(
+            at,
+            camera,
+            part,
+            columns,
+            nodes=nodes,
+            phase=dataclasses.replace(phase, steps=0),
+            pixels=(reduce / phase.reduce) ** 2,
+        )
+        part = np.asarray(part, np.float64)[:size]  # float32 loses the least informed directions
+        out.append(part @ np.swapaxes(part, 1, 2))
+    return np.concatenate(out)
+
+
+@functools.partial(jax.jit, static_argnames=("nodes", "phase", "pixels"))
+def _informed(
+    at: Atlas,
+    camera: Camera,
+    motion: Motion,
+    columns: jax.Array,
+    *,
+    nodes: int,
+    phase: Phase,
+    pixels: float,
+) -> jax.Array:
+    """Change `[B, K, pixels]` along each column, in standard deviations of the noise."""
+
+    def drawn(rows: jax.Array) -> jax.Array:
+        mean = render(at, unflatten(rows, motion), nodes)
+        return mean.reshape(len(mean), -1)
+
+    rows = flatten(motion)
+    mean, along = jax.linearize(drawn, rows)
+    root = jnp.sqrt(pixels * _unlikely(mean, mean, camera, phase)[1])
+    change = jax.lax.map(
+        lambda column: root * along(jnp.broadcast_to(column[None], rows.shape)), columns
+    )  # [K, B, pixels]
+    return jnp.moveaxis(change, 1, 0)
 
 
 def chunks(count: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -245,7 +343,8 @@ def chunks(count: int) -> Iterator[tuple[np.ndarray, int]]:
 
     Sizes are rounded up, so that sets of nearly the same size share their compiled programs.
     """
-    size = min(CHUNK, -(-count // _ROUNDED) * _ROUNDED)
+    even = -(-count // max(1, round(count / CHUNK)))
+    size = -(-even // _ROUNDED) * _ROUNDED
     for first in range(0, count, size):
         own = np.arange(first, min(first + size, count))
         yield np.resize(own, size), len(own)

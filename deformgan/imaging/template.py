@@ -27,22 +27,22 @@ from deformgan.imaging.registration import Phase
 
 POSE_SPREAD = np.array([0.3, 0.3, 1.5, 0.25, 0.25])  # before any image has been seen
 _ROUNDS: tuple[tuple[Phase, ...], ...] = (
-    (Phase(4, 1.0, 40),),
-    (Phase(4, 1.0, 20), Phase(2, 1.0, 30)),
-    (Phase(2, 1.0, 15), Phase(2, 0.0, 20)),
-    (Phase(2, 0.0, 30),),
-    (Phase(2, 0.0, 15), Phase(1, 0.0, 10)),
+    (Phase(4, 1.0, 5),),
+    (Phase(4, 1.0, 3), Phase(2, 1.0, 3)),
+    (Phase(2, 1.0, 2), Phase(2, 0.0, 3)),
+    (Phase(2, 0.0, 3),),
+    (Phase(2, 0.0, 2), Phase(1, 0.0, 2)),
 )
 _SEARCHED = 2  # the first rounds in which somata are looked for
 ALL: tuple[Phase, ...] = (
-    Phase(4, 1.0, 30),
-    Phase(2, 1.0, 30),
-    Phase(2, 0.0, 40),
-    Phase(1, 0.0, 12),
+    Phase(4, 1.0, 5),
+    Phase(2, 1.0, 3),
+    Phase(2, 0.0, 3),
+    Phase(1, 0.0, 3),
 )
-AGAIN: tuple[Phase, ...] = (Phase(2, 0.0, 20), Phase(1, 0.0, 10))
-_FAINT = 0.015  # of the brightest signal: what is no structure
-_LEAST = 0.02**2  # variance below which an image is not trusted: the warp's own error
+AGAIN: tuple[Phase, ...] = (Phase(2, 0.0, 2), Phase(1, 0.0, 3))
+_FAINT = 0.004  # of the brightest signal: what is no structure
+_LEAST = 0.01**2  # variance below which an image is not trusted: the warp's own error
 _CERTAIN = 2.0  # standard deviations of a pixel: 7 of their average over the blur of one pixel
 _MARGIN = 0.05  # of the side: how far a soma's layer reaches beyond its outline
 
@@ -176,7 +176,7 @@ def fit_all(
     settings: Settings,
     say: Callable[[str], None],
 ) -> Fitted:
-    """Registers images to a finished atlas from scratch; then once more to the atlas they refine.
+    """Registers images to a finished atlas, from scratch.
 
     Args:
       images: `[N, S, S]` unit intensity.
@@ -191,9 +191,16 @@ def fit_all(
     motion = begin(images, atlas, camera, motion, first=True)
     motion = begin(images, atlas, camera, motion, first=False)
     motion = registration.register(images, atlas, camera, prior, motion, ALL, nodes=nodes, say=say)
-    motion = centred(motion)
-    atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=8)
-    motion = registration.register(images, atlas, camera, prior, motion, AGAIN, nodes=nodes)
+    return Fitted(atlas, centred(motion))
+
+
+def refined(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings) -> Fitted:
+    """The atlas that all images ask for, and their motions to it."""
+    atlas = re_estimated(images, fitted, camera, settings, steps=8)
+    prior = start_prior(settings, len(atlas.centres))
+    motion = registration.register(
+        images, atlas, camera, prior, fitted.motion, AGAIN, nodes=settings.nodes
+    )
     return Fitted(atlas, motion)
 
 
@@ -246,30 +253,32 @@ def re_estimated(
 
     Simultaneous algebraic reconstruction (Andersen and Kak 1984): each step adds the residuals of
     all images, pulled back to the template and divided by how often it was seen there, weighted by
-    the inverse variance of the noise.
+    the inverse variance of the noise; with Nesterov's momentum (Beck and Teboulle 2009, eq. 4.3).
     """
     atlas, motion = fitted
     support = np.stack([_support(np.asarray(soma)) for soma in atlas.somata])
-    held = (atlas.somata, atlas.rest)
-    for _ in range(steps):
-        sums = [np.zeros((2, *np.shape(layer))) for layer in held]
+    held = before = [np.asarray(atlas.somata), np.asarray(atlas.rest)]
+    for step in range(steps):
+        speed = step / (step + 3)
+        ahead = [now + speed * (now - then) for now, then in zip(held, before, strict=True)]
+        sums = [np.zeros((2, *np.shape(layer))) for layer in ahead]
         for own, size in registration.chunks(len(images)):
             part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
             counts = jnp.asarray(np.arange(len(own)) < size, jnp.float32)
             seen_now = jnp.asarray(images[own])
-            forth, seen = _pulled(held, seen_now, part, counts, atlas, camera, nodes=settings.nodes)
+            forth, seen = _pulled(
+                ahead, seen_now, part, counts, atlas, camera, nodes=settings.nodes
+            )
             for total, a, b in zip(sums, forth, seen, strict=True):
                 total += np.stack([a, b])
-        somata, rest = (
-            _kept(np.asarray(layer), *total) for layer, total in zip(held, sums, strict=True)
-        )
-        held = (jnp.asarray(somata * support), jnp.asarray(rest))
-    return atlas._replace(somata=held[0], rest=held[1])
+        after = [_kept(layer, *total) for layer, total in zip(ahead, sums, strict=True)]
+        before, held = held, [after[0] * support, after[1]]
+    return atlas._replace(somata=jnp.asarray(held[0]), rest=jnp.asarray(held[1]))
 
 
 @functools.partial(jax.jit, static_argnames="nodes")
 def _pulled(
-    layers: tuple[jax.Array, jax.Array],
+    layers: list[np.ndarray],
     images: jax.Array,
     motion: Motion,
     counts: jax.Array,
@@ -277,13 +286,13 @@ def _pulled(
     camera: Camera,
     *,
     nodes: int,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> tuple[list[jax.Array], list[jax.Array]]:
     """For each layer, weighted residuals and weights of all images, pulled back and summed."""
 
-    def drawn(layers: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def drawn(layers: list[jax.Array]) -> jax.Array:
         return render(atlas._replace(somata=layers[0], rest=layers[1]), motion, nodes)
 
-    mean, back = jax.vjp(drawn, layers)
+    mean, back = jax.vjp(drawn, [jnp.asarray(layer) for layer in layers])
     weight = counts[:, None, None] / (cameras.variance(camera, mean) + _LEAST)
     residual = cameras.uncensored(images, mean, camera) - mean
     return back(weight * residual)[0], back(weight)[0]

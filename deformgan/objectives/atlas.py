@@ -49,7 +49,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         """Images `[b, S, S, 1]` in [-1, 1], the refined model, its motions, the codes' change."""
         model: Model = estimation.unpacked(constants)
         code_keys, camera_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        length = len(model.distribution.mean)
+        length = len(model.distribution.root)
         white = jax.vmap(lambda key: jax.random.normal(key, (length,)))(code_keys)  # [b, D]
         params = variables["params"]
         refined: Any = refiner.apply({"params": params["codes"]}, white)
@@ -99,7 +99,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         gen_key, disc_key = jax.random.split(key)
         model = estimation.unpacked(constants)
         layers = (len(model.atlas.centres) + 1, *model.atlas.rest.shape)
-        codes = refiner.init(gen_key, jnp.zeros((1, len(model.distribution.mean))))["params"]
+        codes = refiner.init(gen_key, jnp.zeros((1, len(model.distribution.root))))["params"]
         image = jnp.zeros((*model.atlas.rest.shape, 1))
         return Pair(
             gen={"params": {"codes": codes, "template": jnp.zeros(layers)}, "batch_stats": {}},

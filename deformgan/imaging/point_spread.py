@@ -1,0 +1,95 @@
+"""How much the optics blur: the point spread whose images have the spectrum of the real ones.
+
+The likelihood hardly tells: a template can be blurred as well as a camera. But a template is
+deformed, and what the warp leaves above the optics' cut-off betrays an image at once.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deformgan import camera as cameras
+from deformgan.camera import Camera
+from deformgan.imaging import registration, template
+from deformgan.imaging.atlas import Atlas, Motion, render
+from deformgan.imaging.template import Fitted, Settings
+
+_IMAGES = 60  # that are looked at
+_FACTOR = 2**0.25  # between the standard deviations tried
+_FARTHEST = 8  # factors from the first one
+_RINGS = 24  # of the spectrum, up to the Nyquist frequency
+_STEPS = 12  # of reconstruction with each of them
+
+
+def focused(
+    images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings, *, seed: int
+) -> Atlas:
+    """The atlas with the point spread that the spectrum asks for, and layers that go with it.
+
+    Args:
+      images: `[N, S, S]` unit intensity; the first few are looked at.
+      fitted: the atlas, and the motion of each image.
+      camera: their noise, without allowance for misfit.
+      settings: how.
+      seed: of the noise that is added for comparison.
+    """
+    few = images[:_IMAGES]
+    motion = jax.tree.map(lambda x: x[: len(few)], fitted.motion)
+    real = _log_spectrum(few)
+
+    @functools.cache
+    def distance(power: int) -> float:
+        held = Fitted(_blurred(fitted.atlas, power), motion)
+        atlas = template.re_estimated(few, held, camera, settings, steps=_STEPS)
+        shown = _recorded(few, motion, atlas, camera, seed, nodes=settings.nodes)
+        return float(np.sum(np.square(_log_spectrum(shown) - real)))
+
+    best = min((-1, 0, 1), key=distance)
+    way = best
+    while way and abs(best) < _FARTHEST and distance(best + way) < distance(best):
+        best += way
+    left, middle, right = (distance(best + step) for step in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    vertex = 0.5 * (left - right) / bend if bend > 0 else 0.0
+    atlas = _blurred(fitted.atlas, best + np.clip(vertex, -0.5, 0.5))
+    return template.re_estimated(few, Fitted(atlas, motion), camera, settings, steps=_STEPS)
+
+
+def _blurred(atlas: Atlas, power: float) -> Atlas:
+    return atlas._replace(blur=jnp.float32(atlas.blur * _FACTOR**power))
+
+
+def _recorded(
+    images: np.ndarray, motion: Motion, atlas: Atlas, camera: Camera, seed: int, *, nodes: int
+) -> np.ndarray:
+    """What the camera makes of the motions' noiseless images."""
+    out = np.zeros_like(images)
+    draw = functools.partial(_drawn, nodes=nodes)
+    key = jax.random.key(seed)
+    for own, shown in registration.by_chunk(draw, images, motion, atlas, camera, key):
+        out[own] = shown
+    return out
+
+
+@functools.partial(jax.jit, static_argnames="nodes")
+def _drawn(
+    images: jax.Array, motion: Motion, atlas: Atlas, camera: Camera, key: jax.Array, *, nodes: int
+) -> jax.Array:
+    del images
+    return cameras.expose(key, render(atlas, motion, nodes)[..., None], camera)[..., 0]
+
+
+def _log_spectrum(images: np.ndarray) -> np.ndarray:
+    """Log mean power `[_RINGS]` of the images, windowed, in rings of equal width."""
+    size = images.shape[1]
+    window = np.outer(np.hanning(size), np.hanning(size))[None]
+    around = images - images.mean((1, 2), keepdims=True)
+    power = np.square(np.abs(np.fft.rfft2(around * window))).mean(0)
+    radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    ring = np.minimum(2 * _RINGS * radius, _RINGS).astype(int).ravel()
+    total, count = (np.bincount(ring, weights=w) for w in (power.ravel(), np.ones(ring.size)))
+    return np.log(total[:_RINGS] / np.maximum(count[:_RINGS], 1) + 1e-12)
