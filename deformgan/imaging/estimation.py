@@ -25,10 +25,10 @@ from deformgan.imaging.atlas import Atlas, Motion, render
 from deformgan.imaging.deformations import Distribution
 from deformgan.imaging.template import Fitted, Settings
 
-_MISFIT = 0.01  # unit intensity: how far motions are from an image without noise, at first
-_LEAST_MISFIT = 0.003  # and in the end
+_LEAST_MISFIT = 0.003  # unit intensity: nearer to a noiseless image no motion is believed to be
 _EMPTY = 0.01  # of the brightest signal: below it is background
 _SHOWN = 8  # registered images in the report
+_STEPS = 8  # of the last reconstruction
 _EM_ROUNDS = 3
 _EM_PHASES = (registration.Phase(2, 0.0, 2), registration.Phase(1, 0.0, 2))
 _EM_IMAGES = 200  # that the distribution is fitted to in all rounds but the last
@@ -92,14 +92,16 @@ def estimate(
     camera, background = found.camera, found.background
     some = np.random.default_rng(seed).permutation(len(images))[: settings.subset]
     say(f"template: registering {len(some)} of {len(images)} images to each other")
-    roughly = _forgiving(camera, _MISFIT)
-    fitted = template.build(images[some], source, background, roughly, settings, say=say)
+    fitted = template.build(images[some], source, background, camera, settings, say=say)
+    focus = functools.partial(point_spread.focused, camera=camera, settings=settings, seed=seed)
+    atlas = focus(images[some], fitted, search=point_spread.ROUGH)
     say(f"registering all {len(images)} images, and the source")
     images = np.concatenate([images, source[None]])
-    fitted = template.fit_all(images, fitted.atlas, roughly, settings, say)
-    atlas = point_spread.focused(images, fitted, camera, settings, seed=seed)
-    say(f"point spread: {float(atlas.blur) * images.shape[1]:.2f} pixels; registering once more")
-    fitted = template.refined(images, fitted._replace(atlas=atlas), roughly, settings)
+    fitted = template.fit_all(images, atlas, camera, settings, say)
+    fitted = fitted._replace(atlas=focus(images, fitted, search=point_spread.FINE))
+    atlas = template.re_estimated(images, fitted, camera, settings, steps=_STEPS)
+    say(f"point spread: {float(atlas.blur) * images.shape[1]:.2f} pixels")
+    fitted = fitted._replace(atlas=atlas)
     kind, camera, atlas = refitted(images, fitted, camera, found.kind, settings, seed)
     say(f"noise: {_in_words(kind, camera)}, background {float(atlas.background):.4f}")
     fitted = Fitted(atlas, fitted.motion)
@@ -131,7 +133,10 @@ def refitted(
     empty = means - background < _EMPTY * (means.max() - background)
     mask = None if kind == "poisson_gaussian" else empty
     camera, offset = noise.refit(images, means, camera, kind, mask=mask, seed=seed)
-    return kind, camera, atlas._replace(background=jnp.float32(background + offset))
+    background += offset
+    if kind == "none":
+        background = max(background, 0.0)  # nothing could take it back above black
+    return kind, camera, atlas._replace(background=jnp.float32(background))
 
 
 def _evidence(
@@ -177,7 +182,7 @@ def learn(
     The last image is the source: it is registered with the others, but none of them.
     """
     atlas, motion = fitted
-    camera = _forgiving(camera, misfit(images, fitted, camera, settings.nodes))
+    camera = registration.forgiving(camera, misfit(images, fitted, camera, settings.nodes))
     covariance = registration.smooth_covariance(
         settings.shape, len(atlas.centres), pose_spread=template.POSE_SPREAD
     )
@@ -225,11 +230,6 @@ def misfit(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> fl
     seen &= (images > 0) & (images < 1)
     away = np.square(images[seen] - means[seen]) - cameras.variance(camera, means[seen])
     return float(np.sqrt(max(np.mean(away) if seen.any() else 0, _LEAST_MISFIT**2)))
-
-
-def _forgiving(camera: Camera, misfit: float) -> Camera:
-    """The camera with what no motion explains added to its noise."""
-    return camera._replace(read=jnp.sqrt(camera.read**2 + misfit**2))
 
 
 def _in_words(kind: str, camera: Camera) -> str:

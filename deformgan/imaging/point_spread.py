@@ -6,6 +6,7 @@ deformed, and what the warp leaves above the optics' cut-off betrays an image at
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -19,33 +20,57 @@ from deformgan.imaging.atlas import Atlas, Motion, render
 from deformgan.imaging.template import Fitted, Settings
 
 _IMAGES = 60  # that are looked at
-_FACTOR = 2**0.25  # between the standard deviations tried
-_FARTHEST = 8  # factors from the first one
+_FARTHEST = 8  # steps from the first point spread tried
 _RINGS = 24  # of the spectrum, up to the Nyquist frequency
-_STEPS = 12  # of reconstruction with each of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How closely the point spread is looked for.
+
+    Attributes:
+      factor: between the standard deviations that are tried.
+      steps: of reconstruction with each of them.
+    """
+
+    factor: float
+    steps: int
+
+
+ROUGH, FINE = Search(2**0.25, 12), Search(2**0.125, 24)
 
 
 def focused(
-    images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings, *, seed: int
+    images: np.ndarray,
+    fitted: Fitted,
+    camera: Camera,
+    settings: Settings,
+    search: Search,
+    *,
+    seed: int,
 ) -> Atlas:
     """The atlas with the point spread that the spectrum asks for, and layers that go with it.
 
     Args:
       images: `[N, S, S]` unit intensity; the first few are looked at.
       fitted: the atlas, and the motion of each image.
-      camera: their noise, without allowance for misfit.
-      settings: how.
+      camera: their noise.
+      settings: as the atlas was built by.
+      search: how closely.
       seed: of the noise that is added for comparison.
     """
     few = images[:_IMAGES]
     motion = jax.tree.map(lambda x: x[: len(few)], fitted.motion)
     real = _log_spectrum(few)
 
+    def with_blur(power: float) -> Atlas:
+        blur = jnp.float32(fitted.atlas.blur * search.factor**power)
+        held = Fitted(fitted.atlas._replace(blur=blur), motion)
+        return template.re_estimated(few, held, camera, settings, steps=search.steps)
+
     @functools.cache
     def distance(power: int) -> float:
-        held = Fitted(_blurred(fitted.atlas, power), motion)
-        atlas = template.re_estimated(few, held, camera, settings, steps=_STEPS)
-        shown = _recorded(few, motion, atlas, camera, seed, nodes=settings.nodes)
+        shown = _recorded(few, motion, with_blur(power), camera, seed, nodes=settings.nodes)
         return float(np.sum(np.square(_log_spectrum(shown) - real)))
 
     best = min((-1, 0, 1), key=distance)
@@ -55,12 +80,7 @@ def focused(
     left, middle, right = (distance(best + step) for step in (-1, 0, 1))
     bend = left - 2 * middle + right
     vertex = 0.5 * (left - right) / bend if bend > 0 else 0.0
-    atlas = _blurred(fitted.atlas, best + np.clip(vertex, -0.5, 0.5))
-    return template.re_estimated(few, Fitted(atlas, motion), camera, settings, steps=_STEPS)
-
-
-def _blurred(atlas: Atlas, power: float) -> Atlas:
-    return atlas._replace(blur=jnp.float32(atlas.blur * _FACTOR**power))
+    return with_blur(best + float(np.clip(vertex, -0.5, 0.5)))
 
 
 def _recorded(

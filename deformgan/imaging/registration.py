@@ -27,6 +27,7 @@ _ROUGH_NOISE = 0.08  # unit intensity: how exactly blurred images are to be met
 _ROUGH_SIDE = 64  # pixels that this holds for
 _LEAST = 0.01**2  # variance below which a reduced image is not trusted
 _TINY = 1e-8
+_MISFIT = 0.01  # unit intensity: how far motions are from a noiseless image, if nothing else says
 _CONJUGATE = 8  # iterations that solve for one step
 _SHARES = (1.0, 0.4, 0.1)  # of a step that are tried
 _PROBED = 10  # images that the preconditioner is made from
@@ -336,6 +337,11 @@ def _informed(
         lambda column: root * along(jnp.broadcast_to(column[None], rows.shape)), columns
     )  # [K, B, pixels]
     return jnp.moveaxis(change, 1, 0)
+
+
+def forgiving(camera: Camera, misfit: float = _MISFIT) -> Camera:
+    """The camera with what no motion explains added to its noise."""
+    return camera._replace(read=jnp.sqrt(camera.read**2 + misfit**2))
 
 
 def chunks(count: int) -> Iterator[tuple[np.ndarray, int]]:

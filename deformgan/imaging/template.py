@@ -41,8 +41,9 @@ ALL: tuple[Phase, ...] = (
     Phase(1, 0.0, 3),
 )
 AGAIN: tuple[Phase, ...] = (Phase(2, 0.0, 2), Phase(1, 0.0, 3))
-_FAINT = 0.004  # of the brightest signal: what is no structure
+_FAINT = 0.002  # of the brightest signal: what is no structure
 _LEAST = 0.01**2  # variance below which an image is not trusted: the warp's own error
+_BEND = 0.1  # unit intensity a square pixel: how curved a template is expected to be
 _CERTAIN = 2.0  # standard deviations of a pixel: 7 of their average over the blur of one pixel
 _MARGIN = 0.05  # of the side: how far a soma's layer reaches beyond its outline
 
@@ -157,12 +158,11 @@ def build(
     atlas = first_atlas(seed, background, camera, settings.somata)
     prior = start_prior(settings, len(atlas.centres))
     motion = nowhere(settings, atlas, len(images))
+    nodes, tolerant = settings.nodes, registration.forgiving(camera)
     for number, phases in enumerate(_ROUNDS):
         if number < _SEARCHED:
             motion = begin(images, atlas, camera, motion, first=number == 0)
-        motion = registration.register(
-            images, atlas, camera, prior, motion, phases, nodes=settings.nodes
-        )
+        motion = registration.register(images, atlas, tolerant, prior, motion, phases, nodes=nodes)
         motion = centred(motion)
         atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=3)
         say(f"round {number + 1}")
@@ -176,7 +176,7 @@ def fit_all(
     settings: Settings,
     say: Callable[[str], None],
 ) -> Fitted:
-    """Registers images to a finished atlas, from scratch.
+    """Registers images to a finished atlas from scratch; then once more to the atlas they refine.
 
     Args:
       images: `[N, S, S]` unit intensity.
@@ -185,22 +185,17 @@ def fit_all(
       settings: as the atlas was built by.
       say: told how many images are done.
     """
-    nodes = settings.nodes
     prior = start_prior(settings, len(atlas.centres))
+    nodes, tolerant = settings.nodes, registration.forgiving(camera)
     motion = nowhere(settings, atlas, len(images))
     motion = begin(images, atlas, camera, motion, first=True)
     motion = begin(images, atlas, camera, motion, first=False)
-    motion = registration.register(images, atlas, camera, prior, motion, ALL, nodes=nodes, say=say)
-    return Fitted(atlas, centred(motion))
-
-
-def refined(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings) -> Fitted:
-    """The atlas that all images ask for, and their motions to it."""
-    atlas = re_estimated(images, fitted, camera, settings, steps=8)
-    prior = start_prior(settings, len(atlas.centres))
     motion = registration.register(
-        images, atlas, camera, prior, fitted.motion, AGAIN, nodes=settings.nodes
+        images, atlas, tolerant, prior, motion, ALL, nodes=nodes, say=say
     )
+    motion = centred(motion)
+    atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=8)
+    motion = registration.register(images, atlas, tolerant, prior, motion, AGAIN, nodes=nodes)
     return Fitted(atlas, motion)
 
 
@@ -254,6 +249,7 @@ def re_estimated(
     Simultaneous algebraic reconstruction (Andersen and Kak 1984): each step adds the residuals of
     all images, pulled back to the template and divided by how often it was seen there, weighted by
     the inverse variance of the noise; with Nesterov's momentum (Beck and Teboulle 2009, eq. 4.3).
+    A Gaussian prior over the layers' curvature smooths what noise would ruffle.
     """
     atlas, motion = fitted
     support = np.stack([_support(np.asarray(soma)) for soma in atlas.somata])
@@ -299,13 +295,22 @@ def _pulled(
 
 
 def _kept(layer: np.ndarray, residual: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """A layer after one step: not negative, and nothing where it is fainter than any structure."""
-    step = residual / (seen + 0.01 * seen.max() + 1e-9)
+    """A layer `[..., S, S]` after one step: smooth, not negative, and nothing where it is faint."""
+    stiff = 1 / _BEND**2
+    bent = residual - stiff * _laplacian(_laplacian(layer))
+    step = bent / (seen + 64 * stiff + 0.01 * seen.max())  # 64: the largest eigenvalue
     out = np.maximum(layer + step, 0)
     smooth = ndimage.gaussian_filter(out, (*(0,) * (out.ndim - 2), 1, 1))
     noise = 1 / np.sqrt(seen + 1e-9)  # standard deviation of what was averaged
     faint = (smooth < _FAINT * out.max()) | (smooth < _CERTAIN * noise)
     return np.where(faint, 0, out).astype(np.float32)
+
+
+def _laplacian(layer: np.ndarray) -> np.ndarray:
+    padded = np.pad(layer, [*[(0, 0)] * (layer.ndim - 2), (1, 1), (1, 1)], mode="edge")
+    across = padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2]
+    along = padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1]
+    return across + along - 4 * layer
 
 
 def _support(soma: np.ndarray) -> np.ndarray:
