@@ -84,10 +84,11 @@ def exponential(velocity: jax.Array, *, squarings: int = 6) -> jax.Array:
       `[B, H, W, 2]` in the same pixels.
     """
     require_shape("velocity", velocity, (None, None, None, 2))
-    displacement = velocity / 2**squarings
-    for _ in range(squarings):
-        displacement = displacement + warp_each(displacement, displacement)
-    return displacement
+
+    def square(displacement: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return displacement + warp_each(displacement, displacement), None
+
+    return jax.lax.scan(square, velocity / 2**squarings, None, length=squarings)[0]
 
 
 def smooth_random(

@@ -2,27 +2,19 @@
 
 import functools
 
+import builders_atlas
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders_atlas import SHAPE, SIZE, motions
 
 from deformgan import fields, splines
 from deformgan.data.frames import Labels
 from deformgan.imaging import annotation
 from deformgan.imaging import atlas as atlases
-from deformgan.imaging.atlas import (
-    Atlas,
-    Motion,
-    Shape,
-    grid,
-    posed_at,
-    still,
-    unposed_at,
-)
+from deformgan.imaging.atlas import grid, posed_at, still, unposed_at
 
-SHAPE = Shape(shared=8, own=8, gain=5, grid=16)
-SIZE = 64
 coordinates = jax.jit(atlases.coordinates, static_argnums=(2, 3))
 render = jax.jit(atlases.render, static_argnums=2)
 
@@ -33,36 +25,9 @@ def unmoved(atlas, motion, layer, places):
     return annotation.unmoved(atlas, motion, back, layer, places)
 
 
-def blob(row, column, along, across, angle=0.0):
-    rows, columns = np.moveaxis(grid(SIZE), -1, 0)
-    r, c = rows - row, columns - column
-    a, b = np.cos(angle) * r + np.sin(angle) * c, -np.sin(angle) * r + np.cos(angle) * c
-    return np.exp(-((a / along) ** 2 + (b / across) ** 2)).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def atlas():
-    somata = np.stack([blob(0.35, 0.3, 0.1, 0.05, 0.4), 0.7 * blob(0.65, 0.7, 0.06, 0.06)])
-    return Atlas(
-        somata=jnp.asarray(somata),
-        rest=jnp.asarray(0.4 * blob(0.5, 0.5, 0.03, 0.25, 0.8)),
-        centres=jnp.array([[0.35, 0.3], [0.65, 0.7]]),
-        axes=jnp.array([0.4, 0.0]),
-        radii=jnp.array([0.08, 0.06]),
-        background=jnp.float32(0.1),
-        blur=jnp.float32(0.0),
-    )
-
-
-def drawn(seed, batch=8, scale=1.0):
-    rng = np.random.default_rng(seed)
-    spread = {"shared": 0.05, "own": 0.05, "pose": 0.03, "soma_gain": 0.2, "gain": 0.2}
-    like = still(SHAPE, 2, batch)
-    parts = [
-        jnp.asarray(scale * spread[name] * rng.normal(size=part.shape), jnp.float32)
-        for name, part in like._asdict().items()
-    ]
-    return Motion(*parts)
+    return builders_atlas.atlas()
 
 
 @pytest.mark.parametrize(("samples", "control"), [(16, 4), (64, 8), (128, 14)])
@@ -95,14 +60,17 @@ def test_no_motion_is_the_atlas_itself(atlas):
 @pytest.mark.parametrize("scale", [1.0, 5.0, 25.0])
 def test_no_field_folds_however_large_the_velocity(atlas, scale):
     for seed in range(4):
-        where = coordinates(atlas, drawn(seed, scale=scale), SIZE, SHAPE.grid)
+        where = coordinates(atlas, motions(seed, scale=scale), SIZE, SHAPE.grid)
         for places in (where.shared, where.rest):
             displacement = (places - grid(SIZE)[None]) * SIZE
             assert fields.jacobian_determinant(displacement).min() > 0
 
 
 def test_a_pose_and_its_inverse_cancel(atlas):
-    motion, places = drawn(0), jnp.asarray(np.random.default_rng(1).random((8, 7, 2)), jnp.float32)
+    motion, places = (
+        motions(0),
+        jnp.asarray(np.random.default_rng(1).random((8, 7, 2)), jnp.float32),
+    )
     for soma in range(2):
         back = unposed_at(atlas, motion, soma, posed_at(atlas, motion, soma, places))
         np.testing.assert_allclose(back, places, atol=1e-5)
@@ -110,7 +78,7 @@ def test_a_pose_and_its_inverse_cancel(atlas):
 
 def test_the_closed_inverse_finds_every_layer_where_it_is_seen(atlas):
     """Reading the coordinates where the inverse says a point is seen gives the point back."""
-    motion = drawn(3, batch=4)
+    motion = motions(3, batch=4)
     where = coordinates(atlas, motion, SIZE, SHAPE.grid)
     points = jnp.asarray(np.random.default_rng(0).uniform(0.3, 0.7, (9, 2)), jnp.float32)
     points = jnp.broadcast_to(points[None], (4, 9, 2))
@@ -133,7 +101,7 @@ def test_neurites_follow_the_shift_of_their_soma(atlas):
 
 
 def test_the_gradient_reaches_every_part_of_a_motion_at_rest(atlas):
-    target = render(atlas, drawn(5, batch=2), SHAPE.grid)
+    target = render(atlas, motions(5, batch=2), SHAPE.grid)
 
     def error(motion):
         return jnp.sum(jnp.square(render(atlas, motion, SHAPE.grid) - target))
@@ -145,7 +113,7 @@ def test_the_gradient_reaches_every_part_of_a_motion_at_rest(atlas):
 
 def test_labels_move_with_the_image(atlas):
     """Annotating one deformed image and moving the labels back gives its labels."""
-    motion = drawn(7, batch=1)
+    motion = motions(7, batch=1)
     where = coordinates(atlas, motion, SIZE, SHAPE.grid)
     lit = render(atlas._replace(background=jnp.float32(0.0)), motion, SHAPE.grid)[0]
     first = render(

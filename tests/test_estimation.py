@@ -83,7 +83,7 @@ def test_every_label_of_the_source_is_on_the_template(constants):
 def test_new_motions_are_as_varied_as_the_images(run, constants, clean):
     settings = objective.settings(run[1].fit)
     model = jax.tree.map(jnp.asarray, estimation.unpacked(constants))
-    white = jax.random.normal(jax.random.key(0), (len(clean), len(model.distribution.mean)))
+    white = jax.random.normal(jax.random.key(0), (len(clean), len(model.distribution.root)))
     like = still(settings.shape, len(model.atlas.centres), 1)
     motion = deformations.motions(model.distribution, white, like)
     blank = np.zeros(clean.shape, np.float32)
@@ -112,7 +112,7 @@ def test_the_distribution_has_the_mean_and_covariance_it_was_given():
     mixing = rng.normal(size=(size, size)) / np.sqrt(size)
     mean, covariance = rng.normal(size=size), mixing @ mixing.T
     draws = mean[None] + rng.normal(size=(4000, size)) @ mixing.T
-    made = deformations.distribution(mean, covariance, draws, like)
+    made = deformations.distribution(deformations.Gaussian(mean, covariance, draws), like)
     white = jax.random.normal(jax.random.key(1), (8000, size))
     rows = np.asarray(registration.flatten(deformations.motions(made, white, like)))
     angle = 2 * 4 * 4 * 2 + 2
@@ -123,14 +123,15 @@ def test_the_distribution_has_the_mean_and_covariance_it_was_given():
     )
 
 
-def test_angles_keep_a_distribution_that_is_not_normal():
+def test_coordinates_keep_a_distribution_that_is_not_normal():
     rng = np.random.default_rng(0)
     like = still(Shape(4, 4, 4, 8), 1, 400)
     size = sum(part[0].size for part in like)
     draws = rng.normal(size=(2000, size))
     angle = 2 * 4 * 4 * 2 + 2
     draws[:, angle] = np.where(rng.random(2000) < 0.5, 0.3, 1.4) + 0.05 * rng.normal(size=2000)
-    made = deformations.distribution(draws.mean(0), np.cov(draws.T), draws, like)
+    gaussian = deformations.Gaussian(draws.mean(0), np.cov(draws.T), draws)
+    made = deformations.distribution(gaussian, like)
     white = jax.random.normal(jax.random.key(1), (2000, size))
     angles = deformations.motions(made, white, like).pose[:, 0, 2] % (2 * np.pi)
     near = np.minimum(np.abs(angles - 0.3), np.abs(angles - 1.4)) < 0.2

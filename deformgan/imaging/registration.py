@@ -201,14 +201,19 @@ def _step(
     towards = -slope @ precondition
     start = (jnp.zeros_like(rows), -slope, towards, dot(-slope, towards))
     step = jax.lax.scan(iterate, start, None, length=_CONJUGATE)[0][0]
-    best, lowest = rows, energy(mean, rows)
-    for share in _SHARES:
+
+    def tried(
+        carry: tuple[jax.Array, jax.Array], share: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        best, lowest = carry
         moved = rows + share * step
         value = energy(drawn(moved), moved)
         better = value < lowest
         best = jnp.where(better[:, None], moved, best)
-        lowest = jnp.where(better, value, lowest)
-    return best
+        return (best, jnp.where(better, value, lowest)), None
+
+    unmoved = (rows, energy(mean, rows))
+    return jax.lax.scan(tried, unmoved, jnp.asarray(_SHARES, jnp.float32))[0][0]
 
 
 def register(
@@ -299,44 +304,34 @@ def information(
     out = []
     for own, size in chunks(len(motion.pose)):
         part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
-        part = _informed(
-            at,
-            camera,
-            part,
-            columns,
-            nodes=nodes,
-            phase=dataclasses.replace(phase, steps=0),
-            pixels=(reduce / phase.reduce) ** 2,
-        )
-        part = np.asarray(part, np.float64)[:size]  # float32 loses the least informed directions
-        out.append(part @ np.swapaxes(part, 1, 2))
+        mean, change = _changes(at, part, columns, nodes=nodes)
+        each = (reduce / phase.reduce) ** 2 * _curvature(mean, camera, phase)
+        root = np.sqrt(np.asarray(each, np.float64)).reshape(len(each), 1, -1)[:size]
+        change = np.asarray(change, np.float64)[:size] * root  # float32 loses what is little known
+        out.append(change @ np.swapaxes(change, 1, 2))
     return np.concatenate(out)
 
 
-@functools.partial(jax.jit, static_argnames=("nodes", "phase", "pixels"))
-def _informed(
-    at: Atlas,
-    camera: Camera,
-    motion: Motion,
-    columns: jax.Array,
-    *,
-    nodes: int,
-    phase: Phase,
-    pixels: float,
-) -> jax.Array:
-    """Change `[B, K, pixels]` along each column, in standard deviations of the noise."""
+@functools.partial(jax.jit, static_argnames="nodes")
+def _changes(
+    at: Atlas, motion: Motion, columns: jax.Array, *, nodes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Noiseless images `[B, S, S]`, and their change `[B, K, S S]` along each column."""
 
     def drawn(rows: jax.Array) -> jax.Array:
-        mean = render(at, unflatten(rows, motion), nodes)
-        return mean.reshape(len(mean), -1)
+        return render(at, unflatten(rows, motion), nodes)
 
     rows = flatten(motion)
     mean, along = jax.linearize(drawn, rows)
-    root = jnp.sqrt(pixels * _unlikely(mean, mean, camera, phase)[1])
     change = jax.lax.map(
-        lambda column: root * along(jnp.broadcast_to(column[None], rows.shape)), columns
-    )  # [K, B, pixels]
-    return jnp.moveaxis(change, 1, 0)
+        lambda column: along(jnp.broadcast_to(column[None], rows.shape)), columns
+    )  # [K, B, S, S]
+    return mean, jnp.moveaxis(change, 1, 0).reshape(len(rows), len(columns), -1)
+
+
+@functools.partial(jax.jit, static_argnames="phase")
+def _curvature(mean: jax.Array, camera: Camera, phase: Phase) -> jax.Array:
+    return _unlikely(mean, mean, camera, phase)[1]
 
 
 def forgiving(camera: Camera, misfit: float = _MISFIT) -> Camera:

@@ -1,0 +1,71 @@
+"""Motions found again from images; layers and the point spread from images and motions."""
+
+import builders_atlas
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders_atlas import SHAPE, SIZE
+
+from deformgan import camera as cameras
+from deformgan.camera import Camera
+from deformgan.imaging import point_spread, registration, template
+from deformgan.imaging.atlas import render, still
+from deformgan.imaging.registration import Phase
+from deformgan.imaging.template import Fitted, Settings
+
+SETTINGS = Settings(SHAPE, somata=2, subset=8, images=8)
+PHASES = (Phase(2, 1.0, 3), Phase(2, 0.0, 3), Phase(1, 0.0, 2))
+
+
+def images(atlas, motion, camera):
+    mean = jax.jit(render, static_argnums=2)(atlas, motion, SHAPE.grid)
+    seen = cameras.expose(jax.random.key(0), mean[..., None], camera)[..., 0]
+    return np.asarray(mean), np.asarray(seen)
+
+
+@pytest.mark.parametrize(("read", "limit"), [(0.0, 0.004), (0.1, 0.02)])
+def test_motions_are_found_again(read, limit):
+    atlas, camera = builders_atlas.atlas(1.0), Camera.create(read=read, step=1 / 255)
+    mean, seen = images(atlas, builders_atlas.motions(0, scale=0.5), camera)
+    start = jax.tree.map(np.asarray, still(SHAPE, 2, len(seen)))
+    tolerant = registration.forgiving(camera, 0.003)
+    prior = template.start_prior(SETTINGS, 2)
+    found = registration.register(seen, atlas, tolerant, prior, start, PHASES, nodes=SHAPE.grid)
+    again, before = (np.asarray(render(atlas, m, SHAPE.grid)) for m in (found, start))
+    error = np.sqrt(np.mean(np.square(again - mean)))
+    assert error < limit < 0.5 * np.sqrt(np.mean(np.square(before - mean)))
+
+
+def test_layers_are_reconstructed_without_the_noise():
+    camera = Camera.create(read=0.1, step=1 / 255)
+    atlas, motion = builders_atlas.atlas(1.0), builders_atlas.motions(0, batch=40)
+    mean, seen = images(atlas, motion, camera)
+    dim = atlas._replace(somata=0.7 * atlas.somata, rest=0.5 * atlas.rest)
+    fitted = Fitted(dim, jax.tree.map(np.asarray, motion))
+    found = template.re_estimated(seen, fitted, camera, SETTINGS, steps=12)
+    again = np.asarray(render(found, motion, SHAPE.grid))
+    assert np.sqrt(np.mean(np.square(again - mean))) < 0.015
+
+
+def test_the_point_spread_is_that_of_the_images():
+    camera = Camera.create(step=1 / 255)
+    motion = builders_atlas.motions(0, batch=20)
+    _, seen = images(builders_atlas.atlas(2.0), motion, camera)
+    fitted = Fitted(builders_atlas.atlas(1.2), jax.tree.map(np.asarray, motion))
+    found = point_spread.focused(seen, fitted, camera, SETTINGS, point_spread.ROUGH, seed=0)
+    assert abs(float(found.blur) * SIZE - 2.0) < 0.2
+
+
+def test_chunks_cover_every_image_once_and_share_their_size():
+    for count in (1, 7, 60, 61, 119, 421):
+        parts = list(registration.chunks(count))
+        assert len({len(own) for own, _ in parts}) == 1
+        assert np.concatenate([own[:size] for own, size in parts]).tolist() == list(range(count))
+
+
+def test_flattened_motions_come_back():
+    motion = builders_atlas.motions(3)
+    back = registration.unflatten(registration.flatten(motion), motion)
+    jax.tree.map(np.testing.assert_array_equal, back, motion)
+    assert jnp.all(jnp.isfinite(registration.flatten(motion)))
