@@ -224,6 +224,27 @@ def test_kernel_is_found_again_and_white_noise_has_none():
     np.testing.assert_array_equal(correlation_kernel(np.where(mask, white, np.nan)), [[1]])
 
 
+@pytest.mark.usefixtures("compiled_quickly")
+def test_correlated_noise_is_not_taken_for_means_that_are_off():
+    rows, columns = np.indices((64, 64))
+    blob = 0.7 * np.exp(-(((rows - 32) / 14) ** 2 + ((columns - 32) / 14) ** 2))
+    mean = np.tile((0.1 + blob).astype(np.float32), (60, 1, 1))
+    made = Camera.create(
+        dark=0.1, read=0.01, gain=0.002, step=STEP, kernel=smooth_kernel()[1:-1, 1:-1]
+    )
+    images = np.asarray(expose(jax.random.key(0), jnp.asarray(mean)[..., None], made))[..., 0]
+    off = ndimage.shift(mean, (0, 2.0, 0.0), mode="nearest")
+    empty = mean < 0.105
+    start = made._replace(gain=jnp.float32(0), read=jnp.float32(STEP))
+    for means in (mean, off):
+        found, offset = noise.refit_correlated(images, means, start, mask=empty)
+        assert float(found.read) == pytest.approx(0.01, rel=0.05) and abs(offset) < 1e-3
+        level = float(camera.variance(found, jnp.float32(0.7)))
+        assert level == pytest.approx(0.01**2 + 0.002 * 0.6, rel=0.2)
+    taken = np.mean(np.square(images - off)[mean > 0.5])
+    assert taken > 2 * level  # what a likelihood without the Laplacian would say
+
+
 def test_noise_of_real_frames_is_as_correlated_as_they_are(real_data):
     files = sorted((real_data / "worms" / "zephir").glob("*.png"))
     images = np.stack([np.asarray(Image.open(f)) for f in files[::20]]) / 255

@@ -123,16 +123,21 @@ def refitted(
     """Kind and level of the noise and the background again, by maximum likelihood.
 
     On structures the motions have followed the noise a little, so it would seem too weak there:
-    the level is that of the background, unless the kind has two.
+    the level is that of the background, unless the kind has two. Correlated noise is of no one
+    kind: that of real cameras, and what compression left of it.
     """
     means = rendered(fitted, settings.nodes, images)
-    if kind != "none":
-        kind = noise.choose_kind(images, means, camera, seed=seed)
     atlas = fitted.atlas
     background = float(atlas.background)
     empty = means - background < _EMPTY * (means.max() - background)
-    mask = None if kind == "poisson_gaussian" else empty
-    camera, offset = noise.refit(images, means, camera, kind, mask=mask, seed=seed)
+    if camera.kernel.shape != (1, 1):
+        kind = "mixed"
+        camera, offset = noise.refit_correlated(images, means, camera, mask=empty, seed=seed)
+    else:
+        if kind != "none":
+            kind = noise.choose_kind(images, means, camera, seed=seed)
+        mask = None if kind == "poisson_gaussian" else empty
+        camera, offset = noise.refit(images, means, camera, kind, mask=mask, seed=seed)
     background += offset
     if kind == "none":
         background = max(background, 0.0)  # nothing could take it back above black

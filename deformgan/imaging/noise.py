@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage, optimize, signal
 
 from deformgan.camera import Camera
 from deformgan.errors import choose, require_shape
@@ -24,6 +26,7 @@ from deformgan.imaging.noise_correlation import (
 KINDS = ("none", "gaussian", "poisson", "poisson_gaussian", "speckle")
 _PIXELS = 2**22  # that patches are looked for in
 _SAMPLE = 2**22  # pixels that `refit` looks at
+_LAPLACIAN = np.array([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
 _CANDIDATES = ("gaussian", "poisson", "speckle", "poisson_gaussian")  # simplest first
 
 
@@ -116,6 +119,51 @@ def refit(
             offset = photon_comb.mean_offset(comb, image, mean, step)
             return Camera.create(**comb._asdict(), step=step), offset
     return noise_levels.fit(image, mean, camera, kind)
+
+
+def refit_correlated(
+    images: np.ndarray,
+    mean: np.ndarray,
+    camera: Camera,
+    *,
+    mask: np.ndarray,
+    seed: int = 0,
+) -> tuple[Camera, float]:
+    """Levels of correlated noise, given nearly noiseless images.
+
+    On the background by maximum likelihood. On structures a mean that is slightly off would seem
+    noise: there only what a Laplacian leaves counts, as much of it as noise of this correlation
+    has, and variance above the background's is shared out between shot noise and speckle.
+
+    Args:
+      images: `[N, H, W]` unit intensity, with noise.
+      mean: noiseless intensity, of the same shape.
+      camera: where to start; its step and kernel are kept.
+      mask: of the same shape, True on the background.
+      seed: of the choice of pixels.
+
+    Returns:
+      the camera, whose `dark` is the background, and what is to be added to `mean`.
+    """
+    require_shape("images", images, (None, None, None))
+    require_shape("mean", mean, images.shape)
+    still, offset = refit(images, mean, camera, "gaussian", mask=mask, seed=seed)
+    dark = float(np.median(mean[mask])) + offset
+    used, brightness = flat_patches.flat_pixels(mean, None, np.random.default_rng(seed))
+    fine = ndimage.convolve(images - mean, _LAPLACIAN[None])
+    square, light = np.square(fine.flat[used]), mean.flat[used] + offset - dark
+    groups = [brightness == k for k in np.unique(brightness)]
+    groups = [g for g in groups if g.sum() >= flat_patches.FEWEST]
+    light = np.array([max(light[g].mean(), 0) for g in groups])
+    white = np.square(_LAPLACIAN).sum() * float(camera.step) ** 2 / 12
+    passed = np.square(signal.convolve2d(np.asarray(camera.kernel), _LAPLACIAN)).sum()
+    variance = np.array([max(square[g].mean() - white, 0) for g in groups]) / passed
+    excess = np.maximum(variance - float(still.read) ** 2, 0)
+    scale = variance + float(still.read) ** 2 + 1e-12  # errors are relative
+    columns = np.stack([light, light**2], 1) / scale[:, None]
+    gain, speckle = optimize.nnls(columns, excess / scale)[0]
+    levels = {"dark": dark, "gain": gain, "speckle": np.sqrt(speckle)}
+    return still._replace(**{k: jnp.asarray(v, jnp.float32) for k, v in levels.items()}), offset
 
 
 def choose_kind(

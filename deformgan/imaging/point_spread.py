@@ -19,7 +19,7 @@ from deformgan.imaging import registration, template
 from deformgan.imaging.atlas import Atlas, Motion, render
 from deformgan.imaging.template import Fitted, Settings
 
-_IMAGES = 60  # that are looked at
+_IMAGES = registration.CHUNK  # that are looked at
 _FARTHEST = 8  # steps from the first point spread tried
 _RINGS = 24  # of the spectrum, up to the Nyquist frequency
 

@@ -21,8 +21,8 @@ from deformgan.camera import Camera
 from deformgan.filters import gaussian_blur
 from deformgan.imaging.atlas import Atlas, Motion, Shape, render
 
-CHUNK = 60  # images registered at once: more do not fit the processor's cache
-_ROUNDED = 4  # images that the size of a chunk is rounded up to
+CHUNK = 50  # images registered at once: more do not fit the processor's cache
+_ROUNDED = 10  # images that the size of a chunk is rounded up to
 _ROUGH_NOISE = 0.08  # unit intensity: how exactly blurred images are to be met
 _ROUGH_SIDE = 64  # pixels that this holds for
 _LEAST = 0.01**2  # variance below which a reduced image is not trusted
@@ -342,10 +342,9 @@ def forgiving(camera: Camera, misfit: float = _MISFIT) -> Camera:
 def chunks(count: int) -> Iterator[tuple[np.ndarray, int]]:
     """Indices of chunks of one size, filled up with their own first, and how many count.
 
-    Sizes are rounded up, so that sets of nearly the same size share their compiled programs.
+    Sets of different sizes share their compiled programs, which take longer than the waste.
     """
-    even = -(-count // max(1, round(count / CHUNK)))
-    size = -(-even // _ROUNDED) * _ROUNDED
+    size = min(CHUNK, -(-count // _ROUNDED) * _ROUNDED)
     for first in range(0, count, size):
         own = np.arange(first, min(first + size, count))
         yield np.resize(own, size), len(own)

@@ -34,13 +34,13 @@ _ROUNDS: tuple[tuple[Phase, ...], ...] = (
     (Phase(2, 0.0, 2), Phase(1, 0.0, 2)),
 )
 _SEARCHED = 2  # the first rounds in which somata are looked for
-ALL: tuple[Phase, ...] = (
+_FROM_SCRATCH: tuple[Phase, ...] = (
     Phase(4, 1.0, 5),
     Phase(2, 1.0, 3),
     Phase(2, 0.0, 3),
     Phase(1, 0.0, 3),
 )
-AGAIN: tuple[Phase, ...] = (Phase(2, 0.0, 2), Phase(1, 0.0, 3))
+_AGAIN: tuple[Phase, ...] = (Phase(2, 0.0, 2), Phase(1, 0.0, 3))
 _FAINT = 0.002  # of the brightest signal: what is no structure
 _LEAST = 0.01**2  # variance below which an image is not trusted: the warp's own error
 _BEND = 0.1  # unit intensity a square pixel: how curved a template is expected to be
@@ -185,18 +185,30 @@ def fit_all(
       settings: as the atlas was built by.
       say: told how many images are done.
     """
-    prior = start_prior(settings, len(atlas.centres))
-    nodes, tolerant = settings.nodes, registration.forgiving(camera)
+    motion = centred(placed(images, atlas, camera, settings, say))
+    atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=8)
+    prior, tolerant = start_prior(settings, len(atlas.centres)), registration.forgiving(camera)
+    motion = registration.register(
+        images, atlas, tolerant, prior, motion, _AGAIN, nodes=settings.nodes
+    )
+    return Fitted(atlas, motion)
+
+
+def placed(
+    images: np.ndarray,
+    atlas: Atlas,
+    camera: Camera,
+    settings: Settings,
+    say: Callable[[str], None] = lambda text: None,
+) -> Motion:
+    """The motions of images to an atlas, from scratch; arguments as of `fit_all`."""
+    prior, tolerant = start_prior(settings, len(atlas.centres)), registration.forgiving(camera)
     motion = nowhere(settings, atlas, len(images))
     motion = begin(images, atlas, camera, motion, first=True)
     motion = begin(images, atlas, camera, motion, first=False)
-    motion = registration.register(
-        images, atlas, tolerant, prior, motion, ALL, nodes=nodes, say=say
+    return registration.register(
+        images, atlas, tolerant, prior, motion, _FROM_SCRATCH, nodes=settings.nodes, say=say
     )
-    motion = centred(motion)
-    atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=8)
-    motion = registration.register(images, atlas, tolerant, prior, motion, AGAIN, nodes=nodes)
-    return Fitted(atlas, motion)
 
 
 def begin(
