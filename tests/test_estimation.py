@@ -13,7 +13,7 @@ from deformgan import sample, train
 from deformgan.camera import Camera
 from deformgan.checkpoint import Checkpoints
 from deformgan.data import simulated
-from deformgan.imaging import deformations, estimation, layers, registration, template
+from deformgan.imaging import deformations, estimation, layers, likelihood, template
 from deformgan.imaging.atlas import Shape, still
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.objectives import atlas as objective
@@ -114,7 +114,7 @@ def test_the_distribution_has_the_mean_and_covariance_it_was_given():
     draws = mean[None] + rng.normal(size=(4000, size)) @ mixing.T
     made = deformations.distribution(deformations.Gaussian(mean, covariance, draws), like)
     white = jax.random.normal(jax.random.key(1), (8000, size))
-    rows = np.asarray(registration.flatten(deformations.motions(made, white, like)))
+    rows = np.asarray(likelihood.flatten(deformations.motions(made, white, like)))
     angle = 2 * 4 * 4 * 2 + 2
     rest = np.delete(np.arange(size), angle)  # an angle is only known up to turns
     np.testing.assert_allclose(rows.mean(0)[rest], mean[rest], atol=0.08)

@@ -9,9 +9,9 @@ from builders_atlas import SHAPE, SIZE
 
 from deformgan import camera as cameras
 from deformgan.camera import Camera
-from deformgan.imaging import point_spread, registration, template
+from deformgan.imaging import likelihood, point_spread, registration, template
 from deformgan.imaging.atlas import render, still
-from deformgan.imaging.registration import Phase
+from deformgan.imaging.likelihood import Phase
 from deformgan.imaging.template import Fitted, Settings
 
 SETTINGS = Settings(SHAPE, somata=2, subset=8, images=8)
@@ -29,7 +29,7 @@ def test_motions_are_found_again(read, limit):
     atlas, camera = builders_atlas.atlas(1.0), Camera.create(read=read, step=1 / 255)
     mean, seen = images(atlas, builders_atlas.motions(0, scale=0.5), camera)
     start = jax.tree.map(np.asarray, still(SHAPE, 2, len(seen)))
-    tolerant = registration.forgiving(camera, 0.003)
+    tolerant = likelihood.forgiving(camera, 0.003)
     prior = template.start_prior(SETTINGS, 2)
     found = registration.register(seen, atlas, tolerant, prior, start, PHASES, nodes=SHAPE.grid)
     again, before = (np.asarray(render(atlas, m, SHAPE.grid)) for m in (found, start))
@@ -59,13 +59,13 @@ def test_the_point_spread_is_that_of_the_images():
 
 def test_chunks_cover_every_image_once_and_share_their_size():
     for count in (1, 7, 60, 61, 119, 421):
-        parts = list(registration.chunks(count))
+        parts = list(likelihood.chunks(count))
         assert len({len(own) for own, _ in parts}) == 1
         assert np.concatenate([own[:size] for own, size in parts]).tolist() == list(range(count))
 
 
 def test_flattened_motions_come_back():
     motion = builders_atlas.motions(3)
-    back = registration.unflatten(registration.flatten(motion), motion)
+    back = likelihood.unflatten(likelihood.flatten(motion), motion)
     jax.tree.map(np.testing.assert_array_equal, back, motion)
-    assert jnp.all(jnp.isfinite(registration.flatten(motion)))
+    assert jnp.all(jnp.isfinite(likelihood.flatten(motion)))

@@ -18,9 +18,9 @@ import numpy as np
 from jax.scipy.special import ndtr
 
 from deformgan.camera import Camera
-from deformgan.imaging import registration
+from deformgan.imaging import likelihood
 from deformgan.imaging.atlas import POSE, Atlas, Motion
-from deformgan.imaging.registration import Phase
+from deformgan.imaging.likelihood import Phase
 
 _INFORMED = 200  # directions in which images may tell more than the prior
 _PROBED = 12  # images that show which directions those are
@@ -105,7 +105,7 @@ def motions(distribution: Distribution, white: jax.Array, like: Motion) -> Motio
         return table[index] + part * (table[index + 1] - table[index])
 
     rows = jax.vmap(read, in_axes=(1, 0), out_axes=1)(place, quantiles)
-    return registration.unflatten(rows, like)
+    return likelihood.unflatten(rows, like)
 
 
 def fit(
@@ -135,7 +135,7 @@ def fit(
     rows = np.concatenate([part.reshape(len(part), -1) for part in motion], 1).astype(np.float64)
     few = jax.tree.map(lambda x: x[rng.permutation(len(x))[:_PROBED]], motion)
     counted = functools.partial(
-        registration.information,
+        likelihood.information,
         atlas,
         camera,
         nodes=nodes,

@@ -18,7 +18,7 @@ from deformgan import camera as cameras
 from deformgan.camera import Camera
 from deformgan.data.frames import Labels
 from deformgan.imaging import annotation as labelling
-from deformgan.imaging import deformations, noise, point_spread, registration, template
+from deformgan.imaging import deformations, likelihood, noise, point_spread, registration, template
 from deformgan.imaging import layers as structures
 from deformgan.imaging.annotation import Annotation
 from deformgan.imaging.atlas import Atlas, Motion, render
@@ -30,7 +30,7 @@ _EMPTY = 0.01  # of the brightest signal: below it is background
 _SHOWN = 8  # registered images in the report
 _STEPS = 8  # of the last reconstruction
 _EM_ROUNDS = 3
-_EM_PHASES = (registration.Phase(2, 0.0, 2), registration.Phase(1, 0.0, 2))
+_EM_PHASES = (likelihood.Phase(2, 0.0, 2), likelihood.Phase(1, 0.0, 2))
 _EM_IMAGES = 200  # that the distribution is fitted to in all rounds but the last
 
 
@@ -187,7 +187,7 @@ def learn(
     The last image is the source: it is registered with the others, but none of them.
     """
     atlas, motion = fitted
-    camera = registration.forgiving(camera, misfit(images, fitted, camera, settings.nodes))
+    camera = likelihood.forgiving(camera, misfit(images, fitted, camera, settings.nodes))
     covariance = registration.smooth_covariance(
         settings.shape, len(atlas.centres), pose_spread=template.POSE_SPREAD
     )
@@ -216,7 +216,7 @@ def rendered(fitted: Fitted, nodes: int, images: np.ndarray) -> np.ndarray:
     """The noiseless image of each motion, `[N, S, S]` as `images`."""
     out = np.zeros_like(images)
     draw = functools.partial(_drawn, nodes=nodes)
-    for own, means in registration.by_chunk(draw, images, fitted.motion, fitted.atlas):
+    for own, means in likelihood.by_chunk(draw, images, fitted.motion, fitted.atlas):
         out[own] = means
     return out
 

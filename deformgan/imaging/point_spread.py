@@ -15,11 +15,11 @@ import numpy as np
 
 from deformgan import camera as cameras
 from deformgan.camera import Camera
-from deformgan.imaging import registration, template
+from deformgan.imaging import likelihood, template
 from deformgan.imaging.atlas import Atlas, Motion, render
 from deformgan.imaging.template import Fitted, Settings
 
-_IMAGES = registration.CHUNK  # that are looked at
+_IMAGES = likelihood.CHUNK  # that are looked at
 _FARTHEST = 8  # steps from the first point spread tried
 _RINGS = 24  # of the spectrum, up to the Nyquist frequency
 
@@ -90,7 +90,7 @@ def _recorded(
     out = np.zeros_like(images)
     draw = functools.partial(_drawn, nodes=nodes)
     key = jax.random.key(seed)
-    for own, shown in registration.by_chunk(draw, images, motion, atlas, camera, key):
+    for own, shown in likelihood.by_chunk(draw, images, motion, atlas, camera, key):
         out[own] = shown
     return out
 

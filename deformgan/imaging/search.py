@@ -13,10 +13,10 @@ import numpy as np
 
 from deformgan import camera as cameras
 from deformgan.camera import Camera
-from deformgan.imaging import registration
-from deformgan.imaging.atlas import Atlas, Coordinates, Motion, grid, layers, posed_at, still
+from deformgan.imaging import likelihood
+from deformgan.imaging.atlas import Atlas, Coordinates, Motion, Shape, grid, layers, posed_at, still
 
-_PHASE = registration.Phase(reduce=2, blur=1.0, steps=0)
+_PHASE = likelihood.Phase(reduce=2, blur=1.0, steps=0)
 _ANGLES = 16  # over half a turn
 _NOISE = 0.08  # unit intensity: how exactly reduced images are met
 
@@ -42,10 +42,10 @@ def poses(
       centre: `[K, 2]` expected shift of each soma, shares of the side.
       spread: `[K]` its standard deviation.
     """
-    at = registration.atlas_at(atlas, _PHASE)
+    at = likelihood.atlas_at(atlas, _PHASE)
     pose = np.array(motion.pose)
     likely = jnp.asarray(centre, jnp.float32), jnp.asarray(spread, jnp.float32)
-    for own, found in registration.by_chunk(_poses, images, motion, at, camera, *likely):
+    for own, found in likelihood.by_chunk(_poses, images, motion, at, camera, *likely):
         pose[own] = found
     return motion._replace(pose=jnp.asarray(pose))
 
@@ -82,13 +82,13 @@ def _poses(
 
 def _signal(images: jax.Array, at: Atlas, camera: Camera) -> jax.Array:
     """What reduced images hold above background."""
-    seen = registration.reduced(images, _PHASE)
+    seen = likelihood.reduced(images, _PHASE)
     return seen - cameras.expected(at.background, camera)
 
 
 def _turned(at: Atlas, soma: int, angles: np.ndarray) -> jax.Array:
     """A soma's template at every angle, `[A, S, S]`."""
-    shape = registration.Shape(4, 4, 4, 8)
+    shape = Shape(4, 4, 4, 8)
     motion = still(shape, len(at.centres), len(angles))
     motion = motion._replace(pose=motion.pose.at[:, soma, 2].set(angles))
     places = jnp.broadcast_to(grid(at.rest.shape[0]), (len(angles), *at.rest.shape, 2))

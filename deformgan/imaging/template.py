@@ -21,9 +21,9 @@ from deformgan import camera as cameras
 from deformgan.camera import Camera
 from deformgan.errors import UserError
 from deformgan.imaging import layers as structures
-from deformgan.imaging import registration, search
+from deformgan.imaging import likelihood, registration, search
 from deformgan.imaging.atlas import Atlas, Motion, Shape, render, still
-from deformgan.imaging.registration import Phase
+from deformgan.imaging.likelihood import Phase
 
 POSE_SPREAD = np.array([0.3, 0.3, 1.5, 0.25, 0.25])  # before any image has been seen
 _ROUNDS: tuple[tuple[Phase, ...], ...] = (
@@ -158,7 +158,7 @@ def build(
     atlas = first_atlas(seed, background, camera, settings.somata)
     prior = start_prior(settings, len(atlas.centres))
     motion = nowhere(settings, atlas, len(images))
-    nodes, tolerant = settings.nodes, registration.forgiving(camera)
+    nodes, tolerant = settings.nodes, likelihood.forgiving(camera)
     for number, phases in enumerate(_ROUNDS):
         if number < _SEARCHED:
             motion = begin(images, atlas, camera, motion, first=number == 0)
@@ -187,7 +187,7 @@ def fit_all(
     """
     motion = centred(placed(images, atlas, camera, settings, say))
     atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=8)
-    prior, tolerant = start_prior(settings, len(atlas.centres)), registration.forgiving(camera)
+    prior, tolerant = start_prior(settings, len(atlas.centres)), likelihood.forgiving(camera)
     motion = registration.register(
         images, atlas, tolerant, prior, motion, _AGAIN, nodes=settings.nodes
     )
@@ -202,7 +202,7 @@ def placed(
     say: Callable[[str], None] = lambda text: None,
 ) -> Motion:
     """The motions of images to an atlas, from scratch; arguments as of `fit_all`."""
-    prior, tolerant = start_prior(settings, len(atlas.centres)), registration.forgiving(camera)
+    prior, tolerant = start_prior(settings, len(atlas.centres)), likelihood.forgiving(camera)
     motion = nowhere(settings, atlas, len(images))
     motion = begin(images, atlas, camera, motion, first=True)
     motion = begin(images, atlas, camera, motion, first=False)
@@ -270,7 +270,7 @@ def re_estimated(
         speed = step / (step + 3)
         ahead = [now + speed * (now - then) for now, then in zip(held, before, strict=True)]
         sums = [np.zeros((2, *np.shape(layer))) for layer in ahead]
-        for own, size in registration.chunks(len(images)):
+        for own, size in likelihood.chunks(len(images)):
             part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
             counts = jnp.asarray(np.arange(len(own)) < size, jnp.float32)
             seen_now = jnp.asarray(images[own])
