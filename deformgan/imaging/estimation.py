@@ -191,24 +191,20 @@ def learn(
     covariance = registration.smooth_covariance(
         settings.shape, len(atlas.centres), pose_spread=template.POSE_SPREAD
     )
-    found = deformations.Gaussian(np.zeros(len(covariance)), covariance, np.zeros((0, 0)))
     for number in range(_EM_ROUNDS):
-        if number:
-            prior = registration.prior_of(found.mean, found.covariance)
+        last = number == _EM_ROUNDS - 1
+        count = len(images) - 1 if last else min(len(images) - 1, _EM_IMAGES)
+        some = jax.tree.map(lambda x, n=count: x[:n], motion)
+        found = deformations.fit(
+            atlas, camera, some, covariance, nodes=settings.nodes, seed=seed + number
+        )
+        covariance = found.covariance
+        say(f"deformations: round {number + 1} of {_EM_ROUNDS}")
+        if not last:
+            prior = registration.prior_of(found.mean, covariance)
             motion = registration.register(
                 images, atlas, camera, prior, motion, _EM_PHASES, nodes=settings.nodes
             )
-        last = number == _EM_ROUNDS - 1
-        count = len(images) - 1 if last else min(len(images) - 1, _EM_IMAGES)
-        found = deformations.fit(
-            atlas,
-            camera,
-            jax.tree.map(lambda x, n=count: x[:n], motion),
-            found.covariance,
-            nodes=settings.nodes,
-            seed=seed + number,
-        )
-        say(f"deformations: round {number + 1} of {_EM_ROUNDS}")
     return deformations.distribution(found, motion), motion
 
 

@@ -73,7 +73,7 @@ def atlas_at(atlas: Atlas, phase: Phase) -> Atlas:
     return atlas._replace(somata=stack[:-1], rest=stack[-1])
 
 
-def unlikely(
+def negative_log_likelihood(
     mean: jax.Array, images: jax.Array, camera: Camera, phase: Phase
 ) -> tuple[jax.Array, jax.Array]:
     """Negative log likelihood of each pixel `[B, S, S]` and its curvature along the mean."""
@@ -142,7 +142,7 @@ def _changes(
 
 @functools.partial(jax.jit, static_argnames="phase")
 def _curvature(mean: jax.Array, camera: Camera, phase: Phase) -> jax.Array:
-    return unlikely(mean, mean, camera, phase)[1]
+    return negative_log_likelihood(mean, mean, camera, phase)[1]
 
 
 def forgiving(camera: Camera, misfit: float = _MISFIT) -> Camera:

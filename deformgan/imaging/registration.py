@@ -2,8 +2,8 @@
 
 The energy of a motion is the negative log likelihood of its image (`likelihood.py`) plus that of
 the motion under a Gaussian prior: first one that asks for smoothness, later the one learned from
-all images (`deformations.py`). Gauss-Newton steps with conjugate gradients lower it as far in two
-seconds as Adam in twenty.
+all images (`deformations.py`). Coefficients of a spline are too correlated for gradient descent,
+so each step is one of Gauss and Newton.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _step(
 
     def energy(mean: jax.Array, rows: jax.Array) -> jax.Array:
         away = (rows - prior.mean[None]) @ prior.whiten.T
-        pixels = likelihood.unlikely(mean, images, camera, phase)[0]
+        pixels = likelihood.negative_log_likelihood(mean, images, camera, phase)[0]
         return jnp.sum(pixels, (1, 2)) + 0.5 * jnp.sum(jnp.square(away), 1)
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ def _step(
 
     mean, along = jax.linearize(drawn, rows)
     back = jax.linear_transpose(along, rows)
-    weight = likelihood.unlikely(mean, images, camera, phase)[1]
+    weight = likelihood.negative_log_likelihood(mean, images, camera, phase)[1]
     of_mean, of_rows = jax.grad(lambda *at: jnp.sum(energy(*at)), (0, 1))(mean, rows)
     slope = back(of_mean)[0] + of_rows
 
