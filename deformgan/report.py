@@ -87,7 +87,8 @@ def evidence(folder: Path, found: dict[str, np.ndarray]) -> None:
       found: `layers` `[K + 1, S, S]` and `structures` `[S, S]` (1 neurites, 2 dim, 3 bright somata)
         of the template; the noise's variance against brightness, measured (`noise_mean`,
         `noise_variance`) and of the model (`noise_levels`, `noise_model`), its `kernel` and
-        `in_words`; and images `observed` and `explained` `[N, S, S]`; all in unit intensity.
+        `in_words`; and images `observed` and `explained` `[N, S, S]`; all in unit intensity. The
+        `point_spread` is a standard deviation in pixels.
     """
     out = folder / "estimation"
     out.mkdir(exist_ok=True)
@@ -125,7 +126,8 @@ def _noise(file: Path, found: dict[str, np.ndarray]) -> None:
     curve.set_title(f"noise: {found['in_words']}", fontsize=9)
     curve.legend(fontsize=8)
     spatial.imshow(found["kernel"], cmap="gray", interpolation="nearest")
-    spatial.set_title("correlation kernel", fontsize=9)
+    spread = f"point spread {found['point_spread']:.2f} px"
+    spatial.set_title(f"correlation kernel\n{spread}", fontsize=9)
     spatial.set_axis_off()
     figure.savefig(file, dpi=110)
 

@@ -15,7 +15,7 @@ from deformgan.imaging.likelihood import Phase
 from deformgan.imaging.template import Fitted, Settings
 
 SETTINGS = Settings(SHAPE, somata=2, subset=8, images=8)
-PHASES = (Phase(2, 1.0, 3), Phase(2, 0.0, 3), Phase(1, 0.0, 2))
+PHASES = (Phase(2, 1.0, 4), Phase(1, 0.0, 4))
 
 
 def images(atlas, motion, camera):

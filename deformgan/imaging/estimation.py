@@ -167,6 +167,7 @@ def _evidence(
         "noise_levels": np.asarray(levels),
         "noise_model": np.asarray(cameras.variance(model.camera, levels)),
         "kernel": np.asarray(model.camera.kernel),
+        "point_spread": np.asarray(model.atlas.blur * images.shape[1]),
         "observed": images[few],
         "explained": rendered(some, settings.nodes, images[few]),
         "in_words": np.array(_in_words(kind, model.camera)),
