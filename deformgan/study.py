@@ -269,11 +269,25 @@ def _locked(stream: TextIO, kind: int, *, tries: int) -> bool:
 
 
 def _summarise(config: ConfigDict, path: str, jobs: list[Job]) -> list[results.Entry]:
-    """Writes `results.json`, `results.csv` and `study.html` from what lies in the folders."""
-    entries = [_entry(job, jobs) for job in jobs]
+    """Writes `results.json`, `results.csv` and `study.html` from what lies in the folders.
+
+    Rows that this run leaves out stay in them, if they were run before.
+    """
+    others = _run_before(config, Path(path), {job.folder for job in jobs})
+    entries = [_entry(job, jobs) for job in [*jobs, *others]]
     results.write(Path(path), entries, to_json(config.study))
     study_page.write(Path(path), entries, to_json(config.study))
     return entries
+
+
+def _run_before(config: ConfigDict, root: Path, asked: set[Path]) -> list[Job]:
+    """The runs below `root` that are not asked for now, in the order of the table."""
+    folders = {file.parent for file in root.glob(f"*/[0-9]*/{_RESULT}")} - asked
+    return [
+        _job(config, name, seed, root)
+        for name in config.study.order
+        for seed in sorted(int(own.name) for own in folders if own.parent.name == name)
+    ]
 
 
 def _entry(job: Job, jobs: list[Job]) -> results.Entry:

@@ -132,7 +132,10 @@ def test_an_interrupted_row_goes_on_where_it_was(done, tmp_path, monkeypatch):
     trained = (tmp_path / "reported_neurites/0/metrics.jsonl").stat().st_mtime_ns
     monkeypatch.setattr(evaluate, "run", lambda *_, **__: None)
     monkeypatch.setattr(study, "_draw", lambda *_: None)
-    assert run(tmp_path, only="reported_neurites")["reported_neurites", 0]["status"] == "done"
+    shutil.copytree(done / "reported_fails", tmp_path / "reported_fails")
+    found = run(tmp_path, only="reported_neurites")
+    assert found["reported_neurites", 0]["status"] == "done"
+    assert found["reported_fails", 0]["status"] == "failed"  # run before, not asked for now
     assert (tmp_path / "reported_neurites/0/metrics.jsonl").stat().st_mtime_ns == trained
 
 
