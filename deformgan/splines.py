@@ -55,4 +55,11 @@ def _weights(t: np.ndarray) -> list[np.ndarray]:
 
 def expand(matrix: np.ndarray | jax.Array, values: jax.Array) -> jax.Array:
     """Applies `matrix` `[S, P]` along both axes of `values` `[..., P, P, C]`: `[..., S, S, C]`."""
-    return jnp.einsum("si,...ijc,tj->...stc", matrix, values, matrix, optimize="optimal")
+    return jnp.einsum(
+        "si,...ijc,tj->...stc",
+        matrix,
+        values,
+        matrix,
+        optimize="optimal",
+        precision="highest",  # coordinates of pixels: an accelerator's default is too coarse
+    )

@@ -65,6 +65,7 @@ def unpacked(constants: dict[str, Any]) -> Model:
     )
 
 
+@jax.default_matmul_precision("highest")
 def estimate(
     images: np.ndarray,
     source: np.ndarray,

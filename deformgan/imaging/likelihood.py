@@ -76,7 +76,14 @@ def atlas_at(atlas: Atlas, phase: Phase) -> Atlas:
 def negative_log_likelihood(
     mean: jax.Array, images: jax.Array, camera: Camera, phase: Phase
 ) -> tuple[jax.Array, jax.Array]:
-    """Negative log likelihood of each pixel `[B, S, S]` and its curvature along the mean."""
+    """Negative log likelihood of each pixel `[B, S, S]` and its curvature along the mean.
+
+    Args:
+      mean: `[B, S, S]` noiseless unit intensity, at the resolution of the phase.
+      images: as `reduced` gives them, of the same shape.
+      camera: whose noise is that of unreduced pixels.
+      phase: at which they are compared; while it blurs, `_ROUGH_NOISE` stands for the camera's.
+    """
     if phase.blur:
         weight = (_ROUGH_SIDE / images.shape[1] / _ROUGH_NOISE) ** 2
         each = 0.5 * weight * jnp.square(images - cameras.expected(mean, camera))
@@ -116,7 +123,8 @@ def information(
     for own, size in chunks(len(motion.pose)):
         part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
         mean, change = _changes(at, part, columns, nodes=nodes)
-        each = (reduce / phase.reduce) ** 2 * _curvature(mean, camera, phase)
+        pixels = 1 if phase.blur else (reduce / phase.reduce) ** 2  # rough noise is that of areas
+        each = pixels * _curvature(mean, camera, phase)
         root = np.sqrt(np.asarray(each, np.float64)).reshape(len(each), 1, -1)[:size]
         change = np.asarray(change, np.float64)[:size] * root  # float32 loses what is little known
         out.append(change @ np.swapaxes(change, 1, 2))
