@@ -196,7 +196,8 @@ def learn(
     for number in range(_EM_ROUNDS):
         last = number == _EM_ROUNDS - 1
         count = len(images) - 1 if last else min(len(images) - 1, _EM_IMAGES)
-        some = jax.tree.map(lambda x, n=count: x[:n], motion)
+        chosen = np.linspace(0, len(images) - 2, count).astype(int)
+        some = jax.tree.map(lambda x, own=chosen: x[own], motion)
         found = deformations.fit(
             atlas, camera, some, covariance, nodes=settings.nodes, seed=seed + number
         )

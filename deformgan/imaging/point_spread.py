@@ -52,16 +52,16 @@ def focused(
     """The atlas with the point spread that the spectrum asks for, and layers that go with it.
 
     Args:
-      images: `[N, S, S]` unit intensity; the first few are looked at.
+      images: `[N, S, S]` unit intensity; a few, from beginning to end, are looked at.
       fitted: the atlas, and the motion of each image.
       camera: their noise.
       settings: as the atlas was built by.
       search: how closely.
       seed: of the noise that is added for comparison.
     """
-    few = images[:_IMAGES]
-    motion = jax.tree.map(lambda x: x[: len(few)], fitted.motion)
-    real = _log_spectrum(few)
+    chosen = np.linspace(0, len(images) - 1, min(len(images), _IMAGES)).astype(int)
+    few, motion = images[chosen], jax.tree.map(lambda x: x[chosen], fitted.motion)
+    real, key = _log_spectrum(few), jax.random.key(seed)
 
     def with_blur(power: float) -> Atlas:
         blur = jnp.float32(fitted.atlas.blur * search.factor**power)
@@ -70,8 +70,8 @@ def focused(
 
     @functools.cache
     def distance(power: int) -> float:
-        shown = _recorded(few, motion, with_blur(power), camera, seed, nodes=settings.nodes)
-        return float(np.sum(np.square(_log_spectrum(shown) - real)))
+        shown = _recorded(motion, with_blur(power), camera, key, nodes=settings.nodes)
+        return float(np.sum(np.square(_log_spectrum(np.asarray(shown)) - real)))
 
     best = min((-1, 0, 1), key=distance)
     way = best
@@ -83,23 +83,11 @@ def focused(
     return with_blur(best + float(np.clip(vertex, -0.5, 0.5)))
 
 
-def _recorded(
-    images: np.ndarray, motion: Motion, atlas: Atlas, camera: Camera, seed: int, *, nodes: int
-) -> np.ndarray:
-    """What the camera makes of the motions' noiseless images."""
-    out = np.zeros_like(images)
-    draw = functools.partial(_drawn, nodes=nodes)
-    key = jax.random.key(seed)
-    for own, shown in likelihood.by_chunk(draw, images, motion, atlas, camera, key):
-        out[own] = shown
-    return out
-
-
 @functools.partial(jax.jit, static_argnames="nodes")
-def _drawn(
-    images: jax.Array, motion: Motion, atlas: Atlas, camera: Camera, key: jax.Array, *, nodes: int
+def _recorded(
+    motion: Motion, atlas: Atlas, camera: Camera, key: jax.Array, *, nodes: int
 ) -> jax.Array:
-    del images
+    """What the camera makes of the motions' noiseless images."""
     return cameras.expose(key, render(atlas, motion, nodes)[..., None], camera)[..., 0]
 
 
