@@ -34,6 +34,8 @@ class Camera(NamedTuple):
       step: distance of two grey levels; 0 if values are not rounded.
       kernel: `[k, k]`, k odd, squares summing to 1: white noise convolved with it has the noise's
         correlation. `[1, 1]` for white noise, the only one whose photons are counted one by one.
+      bank: `[K, H, W]` recorded backgrounds less their mean, replayed in place of the read noise:
+        what compression leaves has no spectrum that tells all of it. K = 0 for none.
     """
 
     dark: jax.Array
@@ -42,6 +44,7 @@ class Camera(NamedTuple):
     speckle: jax.Array
     step: jax.Array
     kernel: jax.Array
+    bank: jax.Array
 
     @classmethod
     def create(
@@ -53,6 +56,7 @@ class Camera(NamedTuple):
         speckle: float = 0.0,
         step: float = 0.0,
         kernel: jax.Array | np.ndarray | None = None,
+        bank: jax.Array | np.ndarray | None = None,
     ) -> Camera:
         """A camera of float32 arrays; what is not given it does not have."""
         return cls(
@@ -62,6 +66,7 @@ class Camera(NamedTuple):
             speckle=jnp.asarray(speckle, jnp.float32),
             step=jnp.asarray(step, jnp.float32),
             kernel=jnp.asarray(np.ones((1, 1)) if kernel is None else kernel, jnp.float32),
+            bank=jnp.asarray(np.zeros((0, 1, 1)) if bank is None else bank, jnp.float32),
         )
 
 
@@ -88,13 +93,19 @@ def expose(key: jax.Array, mean: jax.Array, camera: Camera) -> jax.Array:
     Args:
       key: PRNG key.
       mean: `[..., H, W, C]` unit intensity; channels have independent noise.
-      camera: its kernel must be `[1, 1]` for exact shot noise.
+      camera: its kernel must be `[1, 1]` for exact shot noise; a bank, if it has one, is of
+        the images' size.
 
     Returns:
       images of the shape of `mean`, in [0, 1], multiples of `step`. Deterministic given `key`.
     """
     shot_key, normal_key = jax.random.split(key)
     field = coloured(normal_key, mean.shape, camera.kernel)
+    if len(camera.bank):
+        chosen = jax.random.randint(shot_key, mean.shape[:-3], 0, len(camera.bank))
+        lit = camera._replace(read=jnp.zeros_like(camera.read))
+        noise = _root(variance(lit, mean), camera) * field
+        return _record(mean + noise + camera.bank[chosen][..., None], camera.step)
     if camera.kernel.shape != (1, 1):
         return _record(mean + _root(variance(camera, mean), camera) * field, camera.step)
     still = camera._replace(gain=jnp.zeros_like(camera.gain))

@@ -265,6 +265,26 @@ def test_noise_of_real_frames_is_as_correlated_as_they_are(real_data):
     assert guess.kind != "none" and guess.camera.kernel.shape == (13, 13)
 
 
+def test_recorded_backgrounds_are_replayed_with_what_structures_hid_filled_in():
+    rng = np.random.default_rng(0)
+    blocks = STEP * rng.integers(0, 3, (20, 4, 4)).repeat(8, 1).repeat(8, 2)  # as compression
+    mean = np.full(blocks.shape, 0.1)
+    for k in range(20):
+        mean[k, 12:20, k : k + 8] = 0.7  # hides another place in each frame
+    given = Camera.create(read=0.01, step=STEP, kernel=np.ones((3, 3)) / 3, dark=0.1)
+    bank = noise.recorded_backgrounds(mean + blocks, mean, given, mask=mean < 0.11)
+    assert bank.shape == blocks.shape
+    np.testing.assert_allclose(bank / STEP, np.round(bank / STEP), atol=1e-4)  # none of it is read
+    far = np.s_[:, :8]
+    np.testing.assert_allclose(bank[far], blocks[far], atol=1e-6)
+    replaying = given._replace(bank=jnp.asarray(bank))
+    level = 10 * STEP
+    empty = jnp.full((6, 32, 32, 1), level, jnp.float32)
+    made = np.asarray(expose(jax.random.key(0), empty, replaying))[..., 0] - level
+    distance = np.abs(made[:, None, :8] - blocks[None, :, :8]).max((2, 3))
+    assert (distance.min(1) < 1e-5).all() and len(set(distance.argmin(1))) > 1
+
+
 CAMERAS = {
     "gaussian": Camera.create(read=0.15, step=STEP),
     "poisson": Camera.create(gain=1 / 30, step=STEP),

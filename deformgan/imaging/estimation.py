@@ -134,6 +134,12 @@ def refitted(
     if camera.kernel.shape != (1, 1):
         kind = "mixed"
         camera, offset = noise.refit_correlated(images, means, camera, mask=empty, seed=seed)
+        atlas = _without_haze(atlas)
+        means = rendered(fitted._replace(atlas=atlas), settings.nodes, images)
+        bank = noise.recorded_backgrounds(
+            images, means + offset, camera, mask=means <= background, seed=seed
+        )
+        camera = camera._replace(bank=jnp.asarray(bank))
     else:
         if kind != "none":
             kind = noise.choose_kind(images, means, camera, seed=seed)
@@ -143,6 +149,16 @@ def refitted(
     if kind == "none":
         background = max(background, 0.0)  # nothing could take it back above black
     return kind, camera, atlas._replace(background=jnp.float32(background))
+
+
+def _without_haze(atlas: Atlas) -> Atlas:
+    """The layers without what is so faint that it counts as background."""
+    faint = _EMPTY * max(jnp.max(atlas.somata), jnp.max(atlas.rest))
+
+    def cut(layer: jax.Array) -> jax.Array:
+        return layer * jnp.clip(2 * layer / faint - 1, 0, 1)
+
+    return atlas._replace(somata=cut(atlas.somata), rest=cut(atlas.rest))
 
 
 def _evidence(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage, optimize, signal
 
-from deformgan.camera import Camera
+from deformgan.camera import Camera, coloured
 from deformgan.errors import choose, require_shape
 from deformgan.imaging import flat_patches, noise_levels, noise_mixture, photon_comb
 from deformgan.imaging.flat_patches import Curve
@@ -26,6 +27,8 @@ from deformgan.imaging.noise_correlation import (
 KINDS = ("none", "gaussian", "poisson", "poisson_gaussian", "speckle")
 _PIXELS = 2**22  # that patches are looked for in
 _SAMPLE = 2**22  # pixels that `refit` looks at
+_BANK = 64  # frames whose backgrounds are kept
+_MARGIN = 0.03  # of the side: what is so near to a structure is not called background
 _LAPLACIAN = np.array([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
 _CANDIDATES = ("gaussian", "poisson", "speckle", "poisson_gaussian")  # simplest first
 
@@ -164,6 +167,36 @@ def refit_correlated(
     gain, speckle = optimize.nnls(columns, excess / scale)[0]
     levels = {"dark": dark, "gain": gain, "speckle": np.sqrt(speckle)}
     return still._replace(**{k: jnp.asarray(v, jnp.float32) for k, v in levels.items()}), offset
+
+
+def recorded_backgrounds(
+    images: np.ndarray, mean: np.ndarray, camera: Camera, *, mask: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """What frames, from beginning to end, add to an empty background.
+
+    What a structure hides of one comes from others; what all hide, from the camera's read noise.
+
+    Args:
+      images: `[N, H, W]` unit intensity.
+      mean: noiseless intensity, of the same shape.
+      camera: of the read noise.
+      mask: of the same shape, True on the background.
+      seed: of the noise and of the order of the others.
+
+    Returns:
+      `[K, H, W]`, K at most 64.
+    """
+    chosen = np.unique(np.linspace(0, len(images) - 1, _BANK).astype(int))
+    margin = max(1, round(_MARGIN * images.shape[2]))
+    reach = np.ones((1, 2 * margin + 1, 2 * margin + 1), bool)
+    empty = ~ndimage.binary_dilation(~mask[chosen], reach)
+    seen = np.where(empty, images[chosen] - mean[chosen], np.nan)
+    key, rng = jax.random.key(seed), np.random.default_rng(seed)
+    out: np.ndarray = np.array(camera.read * coloured(key, (*seen.shape, 1), camera.kernel)[..., 0])
+    for k, field in enumerate(out):
+        for other in [*rng.permutation(len(seen)), k]:
+            np.copyto(field, seen[other], where=empty[other])
+    return out
 
 
 def choose_kind(

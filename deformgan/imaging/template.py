@@ -44,6 +44,7 @@ _AGAIN: tuple[Phase, ...] = (Phase(2, 0.0, 2), Phase(1, 0.0, 3))
 _FAINT = 0.002  # of the brightest signal: what is no structure
 _LEAST = 0.01**2  # variance below which an image is not trusted: the warp's own error
 _BEND = 0.1  # unit intensity a square pixel: how curved a template is expected to be
+_MODEST = 0.1  # of a pixel's own information: that signal is not brighter than can be seen
 _CERTAIN = 2.0  # standard deviations of a pixel: 7 of their average over the blur of one pixel
 _MARGIN = 0.05  # of the side: how far a soma's layer reaches beyond its outline
 
@@ -302,7 +303,8 @@ def _pulled(
 
     mean, back = jax.vjp(drawn, [jnp.asarray(layer) for layer in layers])
     weight = counts[:, None, None] / (cameras.variance(camera, mean) + _LEAST)
-    residual = cameras.uncensored(images, mean, camera) - mean
+    hidden = _MODEST * jnp.maximum(mean - 1, 0)  # above white nothing else holds it down
+    residual = cameras.uncensored(images, mean, camera) - mean - hidden
     return back(weight * residual)[0], back(weight)[0]
 
 
