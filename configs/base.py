@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.mixed_sizes = "refuse"  # frames of several sizes: refuse, or fit each by data.aspect
     data.z_ranges = ""  # Targettrack: planes to project, such as 0:16,16:32; '' for all
     data.screen = "report"  # faulty frames: off, report or drop
+    data.recordings = ""  # names or patterns joined by commas, such as worm1*; '' for all
     data.exclude = ""  # frames to leave out: names joined by commas, or a text file of names
     data.blur = 0  # Gaussian kernel of a blur before training: 0, 3, 11, 51 or 127 pixels
     data.scaling = "percentile"  # limits of intensity: percentile of the training frames, or range
@@ -36,12 +37,14 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.source = source = ml_collections.ConfigDict()
     source.image = "auto"  # to be warped: auto, simulated, an index, or a frame's name
+    source.mask = ""  # label image of it (PNG or TIFF), to be moved along; '' for its own labels
     source.set = ""  # simulated set it is drawn from, if not data.set
 
     config.fit = fit = ml_collections.ConfigDict()  # of the objective atlas: what it estimates
     fit.subset = 200  # training images that the template is built from
     fit.images = 1000  # and that deformations are learned from, at most
     fit.somata = 2  # bright somata that move on their own, at most
+    fit.layers = ""  # which: labels of the source, as 1,2; '' to find them
     fit.shared_control = 14  # control points of the velocity of everything, along each axis
     fit.own_control = 14  # of the neurites' own
     fit.gain_control = 8  # of their brightness

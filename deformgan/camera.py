@@ -35,7 +35,7 @@ class Camera(NamedTuple):
       kernel: `[k, k]`, k odd, squares summing to 1: white noise convolved with it has the noise's
         correlation. `[1, 1]` for white noise, the only one whose photons are counted one by one.
       bank: `[K, H, W]` recorded backgrounds less their mean, replayed in place of the read noise:
-        what compression leaves has no spectrum that tells all of it. K = 0 for none.
+        what compression leaves has no spectrum that tells all of it. `[1, 1, 1]` for none.
     """
 
     dark: jax.Array
@@ -56,9 +56,8 @@ class Camera(NamedTuple):
         speckle: float = 0.0,
         step: float = 0.0,
         kernel: jax.Array | np.ndarray | None = None,
-        bank: jax.Array | np.ndarray | None = None,
     ) -> Camera:
-        """A camera of float32 arrays; what is not given it does not have."""
+        """A camera of float32 arrays, without a bank; what is not given it does not have."""
         return cls(
             dark=jnp.asarray(dark, jnp.float32),
             gain=jnp.asarray(gain, jnp.float32),
@@ -66,7 +65,7 @@ class Camera(NamedTuple):
             speckle=jnp.asarray(speckle, jnp.float32),
             step=jnp.asarray(step, jnp.float32),
             kernel=jnp.asarray(np.ones((1, 1)) if kernel is None else kernel, jnp.float32),
-            bank=jnp.asarray(np.zeros((0, 1, 1)) if bank is None else bank, jnp.float32),
+            bank=jnp.zeros((1, 1, 1)),
         )
 
 
@@ -101,7 +100,7 @@ def expose(key: jax.Array, mean: jax.Array, camera: Camera) -> jax.Array:
     """
     shot_key, normal_key = jax.random.split(key)
     field = coloured(normal_key, mean.shape, camera.kernel)
-    if len(camera.bank):
+    if camera.bank.shape != (1, 1, 1):
         chosen = jax.random.randint(shot_key, mean.shape[:-3], 0, len(camera.bank))
         lit = camera._replace(read=jnp.zeros_like(camera.read))
         noise = _root(variance(lit, mean), camera) * field

@@ -64,7 +64,8 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> pa
     num, seed = min(len(usable), own.evaluate.count), own.evaluate.seed
     with progress(f"sampling {num} images", total=num) as advance:
         parts = generate(objective, sampler.variables, sampler.constants, seed=seed, num=num)
-        subject = subjects.of_run(dataset, parts, own, advance)
+        found = sampler.constants.get("velocity")
+        subject = subjects.of_run(dataset, parts, own, advance, train_velocity=found)
     with workdir.writing():
         report = judge(subject, own.evaluate, encoder=workdir.local / "encoder.safetensors")
     about = {

@@ -36,6 +36,8 @@ def of_run(
     parts: Iterable[Samples],
     config: ml_collections.ConfigDict,
     advance: Advance,
+    *,
+    train_velocity: np.ndarray | None = None,
 ) -> Subject:
     """Test frames, samples and training frames, all at the input's depth and clipping.
 
@@ -44,6 +46,7 @@ def of_run(
       parts: samples, as many as there are usable test frames, or fewer.
       config: of the run.
       advance: called with the number of samples of each part.
+      train_velocity: of the training images, where the objective found it.
     """
     scale, seed = dataset.scaling, config.evaluate.seed
     stored, made = _collected(parts, scale, advance)
@@ -74,6 +77,7 @@ def of_run(
         controls=dict.fromkeys(_MODEL_CONTROLS, _UNKNOWN) | controls,
         displacement=made.get("displacement"),
         velocity=made.get("velocity"),
+        train_velocity=train_velocity,
     )
 
 

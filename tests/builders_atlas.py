@@ -28,6 +28,7 @@ def atlas(blur=0.0):
         radii=jnp.array([0.08, 0.06]),
         background=jnp.float32(0.1),
         blur=jnp.float32(blur / SIZE),
+        additive=jnp.float32(0),
     )
 
 

@@ -305,3 +305,14 @@ def test_scores_without_what_they_need_say_why():
     few = Features(*RNG.normal(size=(2, 4, 3)), None, None, "random")
     subject = Subject(images, images, features={"random": few})
     assert "6 images of each side" in dict(manifold.score(subject))["precision_random"].reason
+
+
+def test_replayed_fields_are_told_from_fresh_ones_of_the_same_distribution():
+    rng = np.random.default_rng(0)
+    image = ImageSet(np.zeros((4, 8, 8, 1)), 0.0, 1.0, np.arange(4))
+    found, fresh = rng.normal(size=(2, 60, 4, 4, 2))
+    for made, low, high in ((fresh, 0.9, 1.1), (found + 0.01 * fresh, 0.0, 0.05)):
+        subject = Subject(image, image, velocity=made, train_velocity=found)
+        scores = dict(copying.score(subject))
+        own = scores["nearest_training_field"]
+        assert low <= own.value <= high and own.interval[0] <= own.value <= own.interval[1]

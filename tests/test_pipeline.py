@@ -103,6 +103,19 @@ def test_blocks_of_time_are_never_cut():
         assert len({split[i] for i in members}) == 1
 
 
+def test_recordings_are_chosen_by_name_or_pattern(tmp_path):
+    for name in ("worm1", "worm2", "other"):
+        write_images(tmp_path / name, 4)
+    config = smoke(data__source="folder", data__path=str(tmp_path)).data
+    for wanted, kept in (("worm*", {"worm1", "worm2"}), ("other, worm2", {"other", "worm2"})):
+        config.recordings = wanted
+        frames = pipeline.open_frames(config)
+        assert set(frames.recordings) == kept and len(frames) == 8
+    config.recordings = "worm3"
+    with pytest.raises(UserError, match=r"'worm3'; there are 'other', 'worm1', 'worm2'"):
+        pipeline.open_frames(config)
+
+
 def test_with_enough_recordings_whole_ones_are_held_out():
     recordings = [f"worm{i // 7}" for i in range(70)]
     split, _ = splits.assign(recordings, range(70), validation=0.1, test=0.2, seed=0)

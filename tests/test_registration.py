@@ -9,7 +9,7 @@ from builders_atlas import SHAPE, SIZE
 
 from deformgan import camera as cameras
 from deformgan.camera import Camera
-from deformgan.imaging import likelihood, point_spread, registration, template
+from deformgan.imaging import likelihood, point_spread, registration, superposition, template
 from deformgan.imaging.atlas import render, still
 from deformgan.imaging.likelihood import Phase
 from deformgan.imaging.template import Fitted, Settings
@@ -55,6 +55,20 @@ def test_the_point_spread_is_that_of_the_images():
     fitted = Fitted(builders_atlas.atlas(1.2), jax.tree.map(np.asarray, motion))
     found = point_spread.focused(seen, fitted, camera, SETTINGS, point_spread.ROUGH, seed=0)
     assert abs(float(found.blur) * SIZE - 2.0) < 0.2
+
+
+@pytest.mark.parametrize("additive", [0.0, 1.0])
+def test_held_out_images_tell_whether_layers_add_up(additive):
+    camera = Camera.create(read=0.03, step=1 / 255)
+    motion = builders_atlas.motions(0, batch=40)
+    turns = jnp.linspace(-1.5, 1.5, 40)[:, None]  # of the somata, which leave the streak alone
+    motion = motion._replace(pose=motion.pose.at[..., 2].set(turns))
+    streak = jnp.asarray(0.4 * builders_atlas.blob(0.5, 0.5, 0.05, 0.4, -0.6))  # over both somata
+    atlas = builders_atlas.atlas(1.0)._replace(rest=streak)
+    _, seen = images(atlas._replace(additive=jnp.float32(additive)), motion, camera)
+    fitted = Fitted(atlas, jax.tree.map(np.asarray, motion))
+    found = superposition.chosen(seen, fitted, camera, SETTINGS)
+    assert float(found.additive) == additive
 
 
 def test_chunks_cover_every_image_once_and_share_their_size():

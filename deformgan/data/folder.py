@@ -44,7 +44,7 @@ def read(config: ml_collections.ConfigDict) -> Frames:
             places.append((file, pages))
 
     def frame(i: int) -> Frame:
-        image, colour = _load(*places[i])
+        image, colour = load(*places[i])
         return Frame(to_channels(image, config.channel, config.channels, names[i], colour=colour))
 
     return Frames(
@@ -168,7 +168,7 @@ def _tiff_frames(file: Path) -> list[tuple[int, ...]]:
     return [tuple(int(p) for p in group) for group in pages.reshape(-1, sizes["C"])]
 
 
-def _load(file: Path, pages: tuple[int, ...]) -> tuple[np.ndarray, bool]:
+def load(file: Path, pages: tuple[int, ...] = (0,)) -> tuple[np.ndarray, bool]:
     """`[H, W]` or `[H, W, K]`, transparency left out, and whether the channels are colours."""
     try:
         if file.suffix.lower() in STACKS:

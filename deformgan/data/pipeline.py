@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import ml_collections
 import numpy as np
 from scipy import ndimage
 
-from deformgan.data import geometry, scaling, simulated, splits
+from deformgan.data import geometry, label_image, scaling, simulated, splits
 from deformgan.data.frames import Frame, Frames, Labels
 from deformgan.errors import UserError, choose, resolve
 
@@ -102,6 +103,8 @@ def open_frames(config: ml_collections.ConfigDict) -> Frames:
     """Opens the source `data.source`; if its images fit in memory, each is read only once."""
     reader = resolve("data.source", "deformgan.data", config.source, "read")
     frames: Frames = reader.read(config)
+    if config.recordings:
+        frames = frames.subset(_of_recordings(frames.recordings, config.recordings))
     held = len(frames) * frames.read(0).image.nbytes <= config.memory_mib * _MIB
     if not held:
         return frames
@@ -113,6 +116,20 @@ def open_frames(config: ml_collections.ConfigDict) -> Frames:
         return cache[i]
 
     return dataclasses.replace(frames, read=cached)
+
+
+def _of_recordings(recordings: Sequence[str], wanted: str) -> list[int]:
+    """Indices of the frames whose recording one of the patterns `wanted` names."""
+    patterns = [pattern.strip() for pattern in wanted.split(",")]
+    for pattern in patterns:
+        if not fnmatch.filter(recordings, pattern):
+            known = sorted(set(recordings))
+            more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+            raise UserError(
+                f"data.recordings: no recording is called {pattern!r}; there are"
+                f" {', '.join(map(repr, known[:5]))}{more}"
+            )
+    return [i for i, own in enumerate(recordings) if any(fnmatch.fnmatch(own, p) for p in patterns)]
 
 
 def build(
@@ -162,6 +179,9 @@ def build(
     validation = [prepare(frames.read(i)) for i in members["validation"][:512]]
     empty = np.zeros((0, config.size, config.size, config.channels), np.float32)
     name, frame = _choose_source(frames, sample, fitted, source, config)
+    if source.mask:
+        labels = label_image.read(source.mask, frame.image.shape)
+        frame = dataclasses.replace(frame, labels=labels)
     return Dataset(
         train=train,
         validation=np.stack(validation) if validation else empty,

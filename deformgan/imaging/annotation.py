@@ -14,6 +14,7 @@ import numpy as np
 
 from deformgan import fields, splines
 from deformgan.data.frames import Labels
+from deformgan.errors import UserError
 from deformgan.imaging.atlas import (
     Atlas,
     Coordinates,
@@ -89,6 +90,21 @@ def read(values: jax.Array, places: jax.Array) -> jax.Array:
     own = jnp.stack([jnp.arange(places.shape[1]), jnp.zeros(places.shape[1], int)], -1)
     displacement = (places * values.shape[1] - 0.5)[:, :, None] - own[None, :, None]
     return warp_each(values, displacement)[:, :, 0]  # pixel (n, 0) for place n
+
+
+def outlines(labels: Labels | None, chosen: tuple[int, ...]) -> np.ndarray:
+    """`[K, S, S]` bool of the chosen labels of an image.
+
+    Raises:
+      UserError: for labels that it has not.
+    """
+    mask = None if labels is None else labels.mask
+    known = [] if mask is None else np.unique(mask[mask > 0]).tolist()
+    missing = [label for label in chosen if label not in known]
+    if missing or mask is None:
+        has = f"has the labels {known}" if known else "has no masks: give some with source.mask"
+        raise UserError(f"fit.layers: {missing} are no labels of the source image, which {has}")
+    return np.stack([mask == label for label in chosen])
 
 
 def annotate(labels: Labels | None, atlas: Atlas, motion: Motion, nodes: int) -> Annotation:

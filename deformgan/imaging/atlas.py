@@ -1,11 +1,11 @@
 """A deformable atlas: layers of one template, moved by diffeomorphisms and lit, before the camera.
 
-An image without noise is background + blur(max over layers of gain * template(coordinates)). Its
-coordinates follow a backward warp, from the image to the template: first one field shared by all
-layers, then a pose for each bright soma, and for all the rest a field of its own that carries the
-soma's shift where it is anchored to one and vanishes there otherwise. Every step has an inverse in
-closed form, by which labels move. Lengths are shares of the image's side, so that one motion serves
-every resolution.
+An image without noise is background + blur(max over layers of gain * template(coordinates)), or
+their sum. Its coordinates follow a backward warp, from the image to the template: first one field
+shared by all layers, then a pose for each bright soma, and for all the rest a field of its own that
+carries the soma's shift where it is anchored to one and vanishes there otherwise. Every step has an
+inverse in closed form, by which labels move. Lengths are shares of the image's side, so that one
+motion serves every resolution.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Atlas(NamedTuple):
       radii: `[K]` of the neighbourhood in which the rest is anchored to each soma, in shares.
       background: unit intensity where there is no signal.
       blur: standard deviation of the point spread, in shares of the side.
+      additive: 1 where overlapping layers add up, 0 where the brightest alone is seen.
     """
 
     somata: jax.Array
@@ -44,6 +45,7 @@ class Atlas(NamedTuple):
     radii: jax.Array
     background: jax.Array
     blur: jax.Array
+    additive: jax.Array
 
 
 class Motion(NamedTuple):
@@ -191,8 +193,8 @@ def render(atlas: Atlas, motion: Motion, nodes: int) -> jax.Array:
     """Noiseless images `[B, S, S]` in unit intensity, at the resolution of the atlas."""
     size = atlas.rest.shape[0]
     lit = layers(atlas, motion, coordinates(atlas, motion, size, nodes))
-    signal = jnp.max(lit, axis=1)[..., None]
-    return atlas.background + point_spread(signal, atlas.blur * size)[..., 0]
+    signal = jnp.where(atlas.additive > 0, jnp.sum(lit, axis=1), jnp.max(lit, axis=1))
+    return atlas.background + point_spread(signal[..., None], atlas.blur * size)[..., 0]
 
 
 def point_spread(images: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -18,7 +18,15 @@ from deformgan import camera as cameras
 from deformgan.camera import Camera
 from deformgan.data.frames import Labels
 from deformgan.imaging import annotation as labelling
-from deformgan.imaging import deformations, likelihood, noise, point_spread, registration, template
+from deformgan.imaging import (
+    deformations,
+    likelihood,
+    noise,
+    point_spread,
+    registration,
+    superposition,
+    template,
+)
 from deformgan.imaging import layers as structures
 from deformgan.imaging.annotation import Annotation
 from deformgan.imaging.atlas import Atlas, Motion, render
@@ -29,6 +37,8 @@ _LEAST_MISFIT = 0.003  # unit intensity: nearer to a noiseless image no motion i
 _EMPTY = 0.01  # of the brightest signal: below it is background
 _SHOWN = 8  # registered images in the report
 _STEPS = 8  # of the last reconstruction
+_TOO_LITTLE = 0.7  # of the variance, explained by one template: zephir's frames reach 0.96
+_COARSE = likelihood.Phase(4, 0.0, 0)  # resolution that it is counted at
 _EM_ROUNDS = 3
 _EM_PHASES = (likelihood.Phase(2, 0.0, 2), likelihood.Phase(1, 0.0, 2))
 _EM_IMAGES = 200  # that the distribution is fitted to in all rounds but the last
@@ -75,8 +85,8 @@ def estimate(
     *,
     seed: int,
     say: Callable[[str], None],
-) -> tuple[Model, dict[str, np.ndarray]]:
-    """Estimates everything.
+) -> tuple[Model, Motion, dict[str, np.ndarray]]:
+    """Estimates everything: the model, the motion of each image, and evidence for the report.
 
     Args:
       images: `[N, S, S]` unit intensity in [0, 1], the training images.
@@ -87,13 +97,17 @@ def estimate(
       seed: of all random choices.
       say: told what is being done.
     """
+    outlines = labelling.outlines(labels, settings.layers) if settings.layers else None
     say("noise: estimating from the images alone")
     found = noise.estimate(images, step, seed)
     say(f"noise: {_in_words(found.kind, found.camera)}")
     camera, background = found.camera, found.background
     some = np.random.default_rng(seed).permutation(len(images))[: settings.subset]
     say(f"template: registering {len(some)} of {len(images)} images to each other")
-    fitted = template.build(images[some], source, background, camera, settings, say=say)
+    fitted = template.build(images[some], source, background, camera, settings, outlines, say)
+    atlas = superposition.chosen(images[some], fitted, camera, settings)
+    say(f"template: layers {'add up' if atlas.additive else 'hide each other'} where they overlap")
+    fitted = fitted._replace(atlas=atlas)
     focus = functools.partial(point_spread.focused, camera=camera, settings=settings, seed=seed)
     atlas = focus(images[some], fitted, search=point_spread.ROUGH)
     say(f"registering all {len(images)} images, and the source")
@@ -106,11 +120,19 @@ def estimate(
     kind, camera, atlas = refitted(images, fitted, camera, found.kind, settings, seed)
     say(f"noise: {_in_words(kind, camera)}, background {float(atlas.background):.4f}")
     fitted = Fitted(atlas, fitted.motion)
+    share = explained(images, fitted, camera, settings.nodes)
+    say(f"template: explains {share:.1%} of what the images show")
+    if share < _TOO_LITTLE:
+        say(
+            "warning: the images differ by more than deformation: if they show several animals or"
+            " views, make a run of each (data.recordings), or start from another source.image"
+        )
     distribution, motion = learn(images, fitted, camera, settings, seed=seed, say=say)
     last = jax.tree.map(lambda x: x[-1:], motion)
     annotation = labelling.annotate(labels, atlas, last, settings.nodes)
     model = Model(atlas, camera, distribution, annotation)
-    return model, _evidence(found.curve, kind, images[:-1], model, motion, settings)
+    motion = jax.tree.map(lambda x: x[:-1], motion)
+    return model, motion, _evidence(found.curve, kind, images[:-1], model, motion, settings)
 
 
 def refitted(
@@ -250,6 +272,17 @@ def misfit(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> fl
     seen &= (images > 0) & (images < 1)
     away = np.square(images[seen] - means[seen]) - cameras.variance(camera, means[seen])
     return float(np.sqrt(max(np.mean(away) if seen.any() else 0, _LEAST_MISFIT**2)))
+
+
+def explained(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> float:
+    """Share of the images' variance around the background that the motions explain, less noise."""
+    means = jnp.asarray(rendered(fitted, nodes, images))
+    seen, drawn = likelihood.reduced(jnp.asarray(images), _COARSE), cameras.expected(means, camera)
+    dark = cameras.expected(fitted.atlas.background, camera)
+    noise_power = jnp.mean(cameras.variance(camera, means)) / _COARSE.reduce**2
+    away = jnp.mean(jnp.square(seen - likelihood.reduced(drawn, _COARSE))) - noise_power
+    shown = jnp.mean(jnp.square(seen - dark)) - noise_power
+    return float(jnp.clip(1 - away / jnp.maximum(shown, 1e-12), 0, 1))
 
 
 def _in_words(kind: str, camera: Camera) -> str:

@@ -65,12 +65,14 @@ class Settings:
       somata: bright somata to tell apart, at most.
       subset: images that the template is built from.
       images: of which motions are learned, at most.
+      layers: labels of the source's structures that move on their own; empty to find them.
     """
 
     shape: Shape
     somata: int
     subset: int
     images: int
+    layers: tuple[int, ...] = ()
 
     @property
     def nodes(self) -> int:
@@ -78,7 +80,13 @@ class Settings:
         return self.shape.grid
 
 
-def first_atlas(seed: np.ndarray, background: float, camera: Camera, most: int) -> Atlas:
+def first_atlas(
+    seed: np.ndarray,
+    background: float,
+    camera: Camera,
+    most: int,
+    outlines: np.ndarray | None = None,
+) -> Atlas:
     """An atlas of one image: its bright somata and the rest, where they are.
 
     Args:
@@ -86,6 +94,7 @@ def first_atlas(seed: np.ndarray, background: float, camera: Camera, most: int) 
       background: unit intensity without signal.
       camera: whose noise decides how much the image is smoothed.
       most: bright somata, at most.
+      outlines: `[K, S, S]` bool of what moves on its own; None to look for bright somata.
 
     Raises:
       UserError: if nothing stands out.
@@ -98,7 +107,9 @@ def first_atlas(seed: np.ndarray, background: float, camera: Camera, most: int) 
     )
     signal = np.maximum(signal, 0)
     signal[ndimage.gaussian_filter(signal, blur) < 0.06 * signal.max()] = 0
-    atlas = of_signal(signal, background, most)
+    if outlines is None:
+        outlines = structures.separate(signal, most).bright
+    atlas = of_signal(signal, background, outlines)
     if not len(atlas.centres):
         raise UserError(
             "source.image: no soma stands out of its background, so there is nothing to start a"
@@ -107,14 +118,13 @@ def first_atlas(seed: np.ndarray, background: float, camera: Camera, most: int) 
     return atlas
 
 
-def of_signal(signal: np.ndarray, background: float, most: int) -> Atlas:
-    """Parts a clean image `[S, S]` into the layers of an atlas."""
+def of_signal(signal: np.ndarray, background: float, outlines: np.ndarray) -> Atlas:
+    """Parts a clean image `[S, S]` into the layers of an atlas: what is outlined, and the rest."""
     size = len(signal)
-    found = structures.separate(signal, most)
     somata, centres, axes, radii = [], [], [], []
     rest = signal.copy()
     reach = _MARGIN * size / 2
-    for inside in found.bright:
+    for inside in outlines:
         rows, columns = np.nonzero(inside)
         centre = np.array([rows.mean(), columns.mean()])
         spread = np.cov(np.stack([rows, columns])) + 1e-6 * np.eye(2)
@@ -135,6 +145,7 @@ def of_signal(signal: np.ndarray, background: float, most: int) -> Atlas:
         radii=jnp.asarray(np.array(radii), jnp.float32),
         background=jnp.float32(background),
         blur=jnp.float32(1.0 / 128),
+        additive=jnp.float32(0),
     )
 
 
@@ -144,6 +155,7 @@ def build(
     background: float,
     camera: Camera,
     settings: Settings,
+    outlines: np.ndarray | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
     """Builds an atlas from `images` alone, in rounds of registration and re-estimation.
@@ -154,9 +166,10 @@ def build(
       background: unit intensity without signal.
       camera: noise of the images.
       settings: how.
+      outlines: `[K, S, S]` bool of what moves on its own in `seed`; None to look for it.
       say: told of each round.
     """
-    atlas = first_atlas(seed, background, camera, settings.somata)
+    atlas = first_atlas(seed, background, camera, settings.somata, outlines)
     prior = start_prior(settings, len(atlas.centres))
     motion = nowhere(settings, atlas, len(images))
     nodes, tolerant = settings.nodes, likelihood.forgiving(camera)

@@ -23,8 +23,16 @@ _RATIO = (
 )
 
 
+_FIELDS = (
+    "median distance of generated velocity fields to the nearest that was found for a training"
+    " image, over that of such a field to the nearest other; far below 1: it replays them"
+)
+
+
 def score(subject: Subject) -> Iterator[tuple[str, Score]]:
-    """Both measures in blurred pixels and in every kind of features."""
+    """Both measures in blurred pixels and in every kind of features, the second for fields too."""
+    if subject.velocity is not None and subject.train_velocity is not None:
+        yield "nearest_training_field", _of_fields(subject.velocity, subject.train_velocity)
     if subject.train is None:
         for space in ("pixels", *subject.features):
             reason = "the training images are unknown"
@@ -59,6 +67,24 @@ def score(subject: Subject) -> Iterator[tuple[str, Score]]:
                     floor_n=(len(real), len(among)),
                 ),
             )
+
+
+def _of_fields(made: np.ndarray, train: np.ndarray) -> Score:
+    rows, found = (x.reshape(len(x), -1) for x in (made, train))
+    nearest_found = nearest(rows, found, 1)[0][:, 0]
+    among = nearest(found[:_AMONG], found, 2)[0][:, 1]
+    around = jackknife_interval(
+        lambda a, b: median_ratio(among[a], nearest_found[b]),
+        (np.arange(len(among)), np.arange(len(rows))),
+    )
+    return Score(
+        "Nearest training field",
+        _FIELDS,
+        median_ratio(among, nearest_found),
+        around,
+        ideal=1.0,
+        n=(len(found), len(rows)),
+    )
 
 
 def nearer(unseen: np.ndarray, made: np.ndarray) -> float:

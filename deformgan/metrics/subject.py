@@ -132,6 +132,7 @@ class Subject:
       controls: by name, images that a test must tell from real ones, or why there are none.
       displacement: `[N, H, W, 2]` fields of the first fakes in pixels, or None.
       velocity: `[N, h, w, 2]` their stationary velocities in pixels, or None.
+      train_velocity: `[M, h, w, 2]` those that were found for the training images, or None.
       paired: whether real image i is the truth that fake i should equal.
       notes: what the reader should know of these images, in sentences.
       floor: two sets of real images; scores of one against the other are what is possible. As
@@ -147,6 +148,7 @@ class Subject:
     controls: Mapping[str, ImageSet | str] = dataclasses.field(default_factory=dict)
     displacement: np.ndarray | None = None
     velocity: np.ndarray | None = None
+    train_velocity: np.ndarray | None = None
     paired: bool = False
     notes: tuple[str, ...] = ()
     floor: tuple[ImageSet, ImageSet] | None = None

@@ -20,7 +20,16 @@ from deformgan import fields
 from deformgan.data.pipeline import Dataset
 from deformgan.errors import UserError
 from deformgan.imaging import annotation, deformations, estimation
-from deformgan.imaging.atlas import Coordinates, Motion, Shape, coordinates, grid, render, still
+from deformgan.imaging.atlas import (
+    Coordinates,
+    Motion,
+    Shape,
+    coordinates,
+    grid,
+    render,
+    shared_velocity,
+    still,
+)
 from deformgan.imaging.estimation import Model
 from deformgan.imaging.template import Settings
 from deformgan.metrics.diversity import diversity_ratio
@@ -39,8 +48,8 @@ def create(config: ml_collections.ConfigDict) -> Objective:
       UserError: for settings that do not fit together, or images in colour.
     """
     _check(config)
-    model_config, plan = config.model, settings(config.fit)
-    refiner = Refiner(width=model_config.refiner_width)
+    plan = settings(config.fit)
+    refiner = Refiner(width=config.model.refiner_width)
     network = discriminator(config)
 
     def draw(
@@ -81,7 +90,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         mask = annotation.moved_masks(labels, where)
         return Samples(
             images,
-            _fields(where, size),
+            _fields(where, size) | {"velocity": velocity(motion, size, nodes)},
             {"mask": mask, "points": points, "status": status},
         )
 
@@ -125,7 +134,7 @@ def fit(dataset: Dataset, plan: Settings, seed: int, say: Say) -> Fit:
     images = np.stack([dataset.train[i][..., 0] for i in chosen])
     scaling, source = dataset.scaling, dataset.source
     step = scaling.depth.step / (scaling.high - scaling.low)
-    model, evidence = estimation.estimate(
+    model, motion, evidence = estimation.estimate(
         (images + 1) / 2,
         (source.image[..., 0] + 1) / 2,
         source.labels,
@@ -135,7 +144,13 @@ def fit(dataset: Dataset, plan: Settings, seed: int, say: Say) -> Fit:
         say=say,
     )
     ids = {"ids": model.annotation.ids, "mask": model.annotation.masks}
-    return Fit(estimation.packed(model) | ids, evidence)
+    found = {"velocity": velocity(motion, images.shape[1], plan.nodes)}
+    return Fit(estimation.packed(model) | ids | found, evidence)
+
+
+def velocity(motion: Motion, size: int, nodes: int) -> jax.Array:
+    """The shared velocities `[N, n, n, 2]` on the integration grid, in pixels."""
+    return shared_velocity(motion, nodes) * (size / nodes)
 
 
 def _fields(where: Coordinates, size: int) -> dict[str, jax.Array]:
@@ -155,7 +170,12 @@ def settings(config: ml_collections.ConfigDict) -> Settings:
         gain=config.gain_control,
         grid=config.grid,
     )
-    return Settings(shape, somata=config.somata, subset=config.subset, images=config.images)
+    layers = tuple(int(label) for label in _listed(config.layers))
+    return Settings(shape, config.somata, config.subset, config.images, layers)
+
+
+def _listed(labels: str) -> list[str]:
+    return [label.strip() for label in labels.split(",") if label.strip()]
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -167,6 +187,9 @@ def _check(config: ml_collections.ConfigDict) -> None:
     if config.data.size % 4 or config.data.size < 32:
         raise UserError(f"data.size: {config.data.size}; give a multiple of 4, 32 or more")
     fit_config = config.fit
+    labels = _listed(fit_config.layers)
+    if not all(map(str.isdecimal, labels)) or len(set(labels)) < len(labels):
+        raise UserError(f"fit.layers: {fit_config.layers!r}; give different labels, as 1,2")
     for key in ("shared_control", "own_control", "gain_control"):
         if fit_config[key] < 4:
             raise UserError(f"fit.{key}: {fit_config[key]}; cubic splines need 4 or more")

@@ -1,0 +1,77 @@
+"""Whether overlapping layers add up or hide each other, as held-out images tell.
+
+Light through a clear sample adds up; a projection of the brightest, and an opaque structure, hide
+what is behind.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deformgan.camera import Camera
+from deformgan.imaging import likelihood, registration, template
+from deformgan.imaging.atlas import Atlas, Motion, render
+from deformgan.imaging.likelihood import Phase
+from deformgan.imaging.template import Fitted, Settings
+
+_IMAGES = 2 * likelihood.CHUNK  # that are looked at: half make the templates, half decide
+_FEWEST = 40  # that can tell
+_STEPS = 12  # of reconstruction
+_ADAPT: tuple[Phase, ...] = (Phase(2, 0.0, 3),)
+_CLEAR = 2.0  # standard errors by which adding must be better: layers that never meet do not tell
+
+
+def chosen(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings) -> Atlas:
+    """The atlas with the superposition under which unseen images are likelier.
+
+    Args:
+      images: `[N, S, S]` unit intensity; some, from beginning to end, are looked at.
+      fitted: the atlas, whose layers hide each other, and the motion of each image.
+      camera: their noise.
+      settings: as the atlas was built by.
+
+    Returns:
+      the atlas given, or, if its layers should add up, that of half the images with `additive`;
+      the one given if there are fewer than 40 images.
+    """
+    if len(images) < _FEWEST:
+        return fitted.atlas
+    few = np.linspace(0, len(images) - 1, min(len(images), _IMAGES)).astype(int)
+    made, held_out = few[::2], few[1::2]
+
+    def of(own: np.ndarray) -> Motion:
+        return jax.tree.map(lambda x: x[own], fitted.motion)
+
+    prior = template.start_prior(settings, len(fitted.atlas.centres))
+    tolerant, losses, atlases = likelihood.forgiving(camera), [], []
+    for additive in (0, 1):
+        atlas = fitted.atlas._replace(additive=jnp.float32(additive))
+        atlas = template.re_estimated(
+            images[made], Fitted(atlas, of(made)), camera, settings, steps=_STEPS
+        )
+        motion = registration.register(
+            images[held_out], atlas, tolerant, prior, of(held_out), _ADAPT, nodes=settings.nodes
+        )
+        rate = functools.partial(_losses, nodes=settings.nodes)
+        at = likelihood.atlas_at(atlas, _ADAPT[0])
+        parts = likelihood.by_chunk(rate, images[held_out], motion, at, tolerant)
+        losses.append(np.concatenate([part for _, part in parts]))
+        atlases.append(atlas)
+    better = losses[0] - losses[1]
+    clear = better.mean() > _CLEAR * better.std(ddof=1) / np.sqrt(len(better))
+    return atlases[1] if clear else fitted.atlas
+
+
+@functools.partial(jax.jit, static_argnames="nodes")
+def _losses(
+    images: jax.Array, motion: Motion, at: Atlas, camera: Camera, *, nodes: int
+) -> jax.Array:
+    """Negative log likelihood `[B]` of each image."""
+    phase = _ADAPT[0]
+    seen = likelihood.reduced(images, phase)
+    each, _ = likelihood.negative_log_likelihood(render(at, motion, nodes), seen, camera, phase)
+    return jnp.mean(each, (1, 2))
