@@ -57,6 +57,23 @@ def test_the_point_spread_is_that_of_the_images():
     assert abs(float(found.blur) * SIZE - 2.0) < 0.2
 
 
+def test_a_shift_that_turns_with_its_soma_goes_to_the_template():
+    atlas = builders_atlas.atlas(1.0)
+    one = {name: getattr(atlas, name)[:1] for name in ("somata", "centres", "axes", "radii")}
+    atlas = atlas._replace(**one, rest=jnp.zeros_like(atlas.rest))
+    turns = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    motion = still(SHAPE, 1, len(turns))
+    shift = 0.04 * np.stack([np.cos(turns), np.sin(turns)], -1)  # one shift in the soma's frame
+    shared = jnp.asarray(shift, jnp.float32)[:, None, None] + motion.shared
+    pose = motion.pose.at[..., 2].set(jnp.asarray(turns, jnp.float32)[:, None])
+    motion = motion._replace(shared=shared, pose=pose)
+    middle = template.in_the_middle(Fitted(atlas, motion), SHAPE.grid)
+    kept = motion._replace(shared=jnp.zeros_like(shared))
+    wanted, found = render(atlas, motion, SHAPE.grid), render(middle, kept, SHAPE.grid)
+    before = np.abs(render(atlas, kept, SHAPE.grid) - wanted).max()
+    assert np.abs(found - wanted).max() < 0.1 < 0.3 < before
+
+
 @pytest.mark.parametrize("additive", [0.0, 1.0])
 def test_held_out_images_tell_whether_layers_add_up(additive):
     camera = Camera.create(read=0.03, step=1 / 255)

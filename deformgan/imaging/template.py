@@ -22,8 +22,19 @@ from deformgan.camera import Camera
 from deformgan.errors import UserError
 from deformgan.imaging import layers as structures
 from deformgan.imaging import likelihood, registration, search
-from deformgan.imaging.atlas import Atlas, Motion, Shape, render, still
+from deformgan.imaging.atlas import (
+    Atlas,
+    Motion,
+    Shape,
+    coordinates,
+    grid,
+    posed_at,
+    render,
+    still,
+    unposed_at,
+)
 from deformgan.imaging.likelihood import Phase
+from deformgan.warp import warp_each
 
 POSE_SPREAD = np.array([0.3, 0.3, 1.5, 0.25, 0.25])  # before any image has been seen
 _ROUNDS: tuple[tuple[Phase, ...], ...] = (
@@ -179,6 +190,7 @@ def build(
         motion = registration.register(images, atlas, tolerant, prior, motion, phases, nodes=nodes)
         motion = centred(motion)
         atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=3)
+        atlas = in_the_middle(Fitted(atlas, motion), nodes)
         say(f"round {number + 1}")
     return Fitted(atlas, motion)
 
@@ -201,6 +213,7 @@ def fit_all(
     """
     motion = centred(placed(images, atlas, camera, settings, say))
     atlas = re_estimated(images, Fitted(atlas, motion), camera, settings, steps=8)
+    atlas = in_the_middle(Fitted(atlas, motion), settings.nodes)
     prior, tolerant = start_prior(settings, len(atlas.centres)), likelihood.forgiving(camera)
     motion = registration.register(
         images, atlas, tolerant, prior, motion, _AGAIN, nodes=settings.nodes
@@ -265,6 +278,39 @@ def centred(motion: Motion) -> Motion:
     pose = np.array(moved.pose)
     pose[..., 2] = motion.pose[..., 2]
     return moved._replace(pose=jnp.asarray(pose))
+
+
+def in_the_middle(fitted: Fitted, nodes: int) -> Atlas:
+    """The atlas whose somata have the mean shape of all images, each seen in the soma's own frame.
+
+    A wrong shape that turns with its soma can be made good by a shared field that depends on the
+    angle. Such fields have no mean, so `centred` misses them, and no Gaussian describes them: the
+    mean displacement that they leave in a soma's frame goes to its template instead.
+    """
+    atlas, size = fitted.atlas, fitted.atlas.rest.shape[0]
+    total = np.zeros((len(atlas.centres), size, size, 2))
+    for own, size_ in likelihood.chunks(len(fitted.motion.pose)):
+        part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), fitted.motion)
+        total += np.asarray(_left_over(atlas, part, nodes=nodes))[:size_].sum(0)
+    around = np.stack([_support(np.asarray(soma)) for soma in atlas.somata])[..., None]
+    mean = jnp.asarray(around * total / len(fitted.motion.pose) * size, jnp.float32)
+    somata = warp_each(atlas.somata[..., None], mean)[..., 0]
+    return atlas._replace(somata=somata)
+
+
+@functools.partial(jax.jit, static_argnames="nodes")
+def _left_over(atlas: Atlas, motion: Motion, *, nodes: int) -> jax.Array:
+    """What the shared field displaces in each soma's template, `[B, K, S, S, 2]` in shares."""
+    size = atlas.rest.shape[0]
+    here = grid(size)[None]
+    shared = coordinates(atlas, motion, size, nodes).shared - here
+    out = []
+    for k in range(len(atlas.centres)):
+        places = jnp.broadcast_to(here, shared.shape)
+        seen = unposed_at(atlas, motion, k, places)
+        moved = seen + warp_each(shared, (seen - here) * size)
+        out.append(posed_at(atlas, motion, k, moved) - places)
+    return jnp.stack(out, 1)
 
 
 def re_estimated(
