@@ -18,7 +18,7 @@ def written(folder, image, name="labels.png"):
 
 
 def test_a_label_image_gives_masks_and_their_centres(tmp_path):
-    labels = label_image.read(written(tmp_path, MASK), (32, 48, 1))
+    labels = label_image.labels_in(written(tmp_path, MASK), (32, 48, 1))
     np.testing.assert_array_equal(labels.mask, MASK)
     np.testing.assert_array_equal(labels.ids, [3, 7])
     np.testing.assert_allclose(labels.points, [[7.5, 9.5], [23.5, 35.5]])
@@ -36,7 +36,7 @@ def test_a_label_image_gives_masks_and_their_centres(tmp_path):
 def test_a_bad_label_image_is_named(tmp_path, image, words):
     path = str(tmp_path / "absent.png") if image is None else written(tmp_path, image)
     with pytest.raises(UserError, match=words):
-        label_image.read(path, (32, 48, 1))
+        label_image.labels_in(path, (32, 48, 1))
 
 
 def test_chosen_labels_become_the_layers_that_move_on_their_own():

@@ -12,7 +12,7 @@ from deformgan.data.frames import Labels
 from deformgan.errors import UserError
 
 
-def read(path: str, shape: tuple[int, ...]) -> Labels:
+def labels_in(path: str, shape: tuple[int, ...]) -> Labels:
     """The labels of a frame `[H, W, ...]` from a PNG or TIFF of its size.
 
     Args:

@@ -180,7 +180,7 @@ def build(
     empty = np.zeros((0, config.size, config.size, config.channels), np.float32)
     name, frame = _choose_source(frames, sample, fitted, source, config)
     if source.mask:
-        labels = label_image.read(source.mask, frame.image.shape)
+        labels = label_image.labels_in(source.mask, frame.image.shape)
         frame = dataclasses.replace(frame, labels=labels)
     return Dataset(
         train=train,
