@@ -10,7 +10,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of initialisation, latents and batch order
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "simulated"  # a module of deformgan/data: simulated, folder, targettrack, tfds
+    data.source = "simulated"  # a module of deformgan/data: simulated, folder, pyramid, tfds, ...
     data.path = ""  # folder or file, for every source but the simulator
     data.set = "neurites"  # of the simulator; see deformgan/data/simulated.py
     data.count = 600  # images to simulate
@@ -33,6 +33,19 @@ def get_config() -> ml_collections.ConfigDict:
     data.test = 0.2  # and for the last judgement
     data.held_out = 0  # simulated images drawn afresh as the test split, in place of data.test
     data.held_out_seed = 1000003  # that they are drawn from
+    data.modality = "fom"  # of the source pyramid: fom, transmittance or retardation
+    data.pairs = False  # whether each tile comes with the one it is to be predicted from
+    data.inputs = "transmittance"  # modalities of that one, joined by commas
+    data.level = 0  # of the pyramid; 0 is the finest
+    data.brains = ""  # to read, joined by commas; '' for all
+    data.sections = ""  # likewise: <section>, <brain>_<section> or <brain>_<section>_<region>
+    data.held_out_sections = ""  # those of the test; '' for bands of rows of each section
+    data.tiles = 4000  # to train on, of data.size; data.validation and data.test of that on top
+    data.tissue = "share"  # rule that tiles must pass: share of tissue, median, both or off
+    data.tissue_share = 0.75  # least share of pixels within these limits of brightness, as the
+    data.tissue_fom = (16.0, 255.0)  # median must be; background is black here
+    data.tissue_transmittance = (0.0, 235.0)  # and white here
+    data.tissue_retardation = (4.0, 255.0)
     data.memory_mib = 1024  # sets up to this size are held in memory; larger ones are streamed
 
     config.source = source = ml_collections.ConfigDict()

@@ -110,3 +110,40 @@ def gradient_penalty(
     """
     gradient = jax.grad(lambda x: jnp.sum(discriminator(x)))(images)
     return jnp.sum(jnp.square(gradient), axis=tuple(range(1, images.ndim))) / 2
+
+
+def path_lengths(
+    synthesise: Callable[[jax.Array], jax.Array], w: jax.Array, keys: jax.Array
+) -> jax.Array:
+    """‖Jᵀy‖ per example, J = ∂ image / ∂ w and y random; Karras et al. 2020, eq. 4.
+
+    As in the authors' code, y is N(0, 1) over the root of the number of pixels, each layer's w
+    counts as a variable of its own, and the length is the root mean square over layers.
+
+    Args:
+      synthesise: maps w to `[B, H, W, C]` images, each example on its own.
+      w: `[B, L, W]`, the w of every layer.
+      keys: `[B]`, of y.
+
+    Returns:
+      `[B]`, not negative.
+    """
+    images, pull_back = jax.vjp(synthesise, w)
+    shape = images.shape[1:]
+    y = jax.vmap(lambda key: jax.random.normal(key, shape))(keys) / (shape[0] * shape[1]) ** 0.5
+    (gradient,) = pull_back(y)
+    power = jnp.mean(jnp.sum(jnp.square(gradient), axis=2), axis=1)
+    return jnp.sqrt(power + 1e-12)  # or the gradient would be infinite where there is no path
+
+
+def path_length_penalty(lengths: jax.Array, mean: jax.Array) -> jax.Array:
+    """(‖Jᵀy‖ - a)² per example, a the running mean of the lengths; Karras et al. 2020, eq. 4.
+
+    Args:
+      lengths: `[B]`, from `path_lengths`.
+      mean: scalar; a constant, no gradient flows to it.
+
+    Returns:
+      `[B]`, not negative.
+    """
+    return jnp.square(lengths - jax.lax.stop_gradient(mean))

@@ -134,14 +134,15 @@ def _stretches(names: list[str], recordings: list[str]) -> list[str]:
     return out
 
 
-_READ_ERRORS = (
+READ_ERRORS = (
     OSError,
     ValueError,
     IndexError,
     KeyError,
     TypeError,
     SyntaxError,  # what Pillow raises on a broken PNG
-    RuntimeError,  # what imagecodecs raises
+    RuntimeError,  # what imagecodecs and h5py raise
+    EOFError,
     struct.error,
     zlib.error,
     tifffile.TiffFileError,
@@ -155,8 +156,8 @@ def _tiff_frames(file: Path) -> list[tuple[int, ...]]:
         with tifffile.TiffFile(file) as tiff:
             axes, shape = tiff.series[0].axes, tiff.series[0].shape
             count, whole = len(tiff.pages), len(tiff.series) == 1
-    except _READ_ERRORS as error:
-        raise UserError(f"{file}: not a readable TIFF ({_brief(error)})") from error
+    except READ_ERRORS as error:
+        raise UserError(f"{file}: not a readable TIFF ({brief(error)})") from error
     sizes = {a: n for a, n in zip(axes, shape, strict=True) if a not in "YXS" and n > 1}
     if not whole or math.prod(sizes.values()) != count or "C" not in sizes:
         if "Z" in sizes and "T" in sizes:
@@ -176,8 +177,8 @@ def load(file: Path, pages: tuple[int, ...] = (0,)) -> tuple[np.ndarray, bool]:
             colour = len(planes) == 1 and planes[0].shape[2:] == (3,)
             return planes[0] if len(planes) == 1 else np.stack(planes, -1), colour
         return _load_still(file), True
-    except _READ_ERRORS as error:
-        raise UserError(f"{file}: unreadable or truncated image ({_brief(error)})") from error
+    except READ_ERRORS as error:
+        raise UserError(f"{file}: unreadable or truncated image ({brief(error)})") from error
 
 
 def _load_page(file: Path, number: int) -> np.ndarray:
@@ -194,7 +195,7 @@ def _load_page(file: Path, number: int) -> np.ndarray:
         raise UserError(f"{file}: page {number} has shape {image.shape}; wanted rows and columns")
     alpha = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
     transparent = image.ndim == 3 and any(sample in alpha for sample in page.aspage().extrasamples)
-    return _numeric(file, image[..., :-1] if transparent else image)
+    return numeric(file, image[..., :-1] if transparent else image)
 
 
 def _load_still(file: Path) -> np.ndarray:
@@ -214,7 +215,7 @@ def _load_still(file: Path) -> np.ndarray:
             plain = np.asarray(image)
     if plain.ndim == 3 and plain.shape[-1] in (2, 4):
         plain = plain[..., :-1]  # transparency
-    return _numeric(file, plain)
+    return numeric(file, plain)
 
 
 def _refuse_bomb(file: Path, pixels: int) -> None:
@@ -225,7 +226,8 @@ def _refuse_bomb(file: Path, pixels: int) -> None:
         )
 
 
-def _numeric(file: Path, image: np.ndarray) -> np.ndarray:
+def numeric(file: Path, image: np.ndarray) -> np.ndarray:
+    """The image with native byte order, yes and no as 0 and 255; else a `UserError`."""
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
     image = image.astype(image.dtype.newbyteorder("="))
@@ -237,5 +239,6 @@ def _numeric(file: Path, image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
+    """An error's message on one line, cut if long."""
     return " ".join(str(error).split())[:120] or type(error).__name__

@@ -31,11 +31,13 @@ class Frame:
       image: the image.
       labels: its annotations, or None.
       layers: images of its structures, whose maximum is this image; empty where unknown.
+      condition: `[H, W, K]`, of a pair: the image that this one is to be predicted from; or None.
     """
 
     image: np.ndarray
     labels: Labels | None = None
     layers: tuple[Frame, ...] = ()
+    condition: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from deformgan.errors import UserError, choose, resolve
 
 BLURS = (0, 3, 11, 51, 127)
 _SURVEY = 1000  # frames of a set too large to hold that the intensity limits are taken from
+_VALIDATION = 512  # validation frames that are held, at most
 _MIB = 2**20
 
 
@@ -176,7 +177,8 @@ def build(
         return Source(scale.inward(shown.image), shown.labels, name, layers)
 
     train = scale.inward(fitted) if fits else _Lazy(frames, chosen, prepare)
-    validation = [prepare(frames.read(i)) for i in members["validation"][:512]]
+    held = members["validation"]  # of many, some from beginning to end stand for all
+    validation = [prepare(frames.read(i)) for i in held[:: -(-len(held) // _VALIDATION) or 1]]
     empty = np.zeros((0, config.size, config.size, config.channels), np.float32)
     name, frame = _choose_source(frames, sample, fitted, source, config)
     if source.mask:
