@@ -70,15 +70,42 @@ def get_config() -> ml_collections.ConfigDict:
         optimiser[player].beta1 = 0.5
         optimiser[player].beta2 = 0.999
         optimiser[player].delay = 0  # steps before it begins, while the other one learns
+    optimiser.rescale_lazy = False  # whether Adam makes up for penalties that come lazily
     optimiser.ema_decay = 0.0  # of the generator that samples are made with; 0 for the last one
+    optimiser.ema_images = 0  # images in which an average halves, in place of ema_decay; 0: that
+    optimiser.ema_ramp = 0.05  # but of the images seen so far at most this share
 
     config.augment = augment = ml_collections.ConfigDict()
     augment.translation = 0.0  # largest random shift of what D sees, of the image's side
     augment.cutout = 0.0  # side of a random square cut out of it, of the image's side
+    augment.brightness = 0.0  # largest change of these; with the two above, DiffAugment
+    augment.saturation = 0.0
+    augment.contrast = 0.0
+    augment.dihedral = False  # whether real images are flipped and turned by right angles
+    augment.oriented = False  # whether the colours of 3 channels encode fibre directions
+    augment.noise = 0.0  # standard deviation of noise on what D sees; images are in [-1, 1]
+    augment.noise_steps = 0  # in which it fades to 0; 0 if it stays
+    augment.adaptive = False  # ADA: operations below happen with a probability that follows D
+    augment.geometric = (  # names from deformgan/adaptive_augment.py
+        "flip",
+        "quarter_turn",
+        "shift",
+        "scale",
+        "rotation",
+        "stretch",
+        "fractional_shift",
+    )
+    augment.colour = ("brightness", "contrast", "luma_flip", "hue", "saturation")
+    augment.target = 0.6  # of the mean sign of D on real images
+    augment.kimg = 500.0  # thousands of images in which the probability may go from 0 to 1
+    augment.interval = 4  # updates of D between its changes
+    augment.highest = 0.8  # that it may reach
 
     config.train = train = ml_collections.ConfigDict()
     train.steps = 4000
     train.batch_size = 16  # over all devices
+    train.disc_updates = 1  # of the discriminator in a step, each on another batch
+    train.gen_updates = 1  # of the generator, after those
     train.steps_per_call = 1  # more (100, say) on GPU and TPU; 1 is fastest on CPU
 
     config.log = log = ml_collections.ConfigDict()

@@ -27,10 +27,14 @@ def get_config(variants=""):
         "disc_widths": (16, 32, 64, 64, 64),
         "disc_batch_norm": False,
         "minibatch_stddev": True,  # shows D how much the images of a batch differ
+        "minibatch_discrimination": 0,  # kernels of another way to show it
+        "disc_dropout": 0.0,  # share of D's features left out at random
+        "spectral_norm": False,  # of D's weights
     }
     config.loss = {
         "name": "relativistic",  # see deformgan/losses.py for the others
         "margin": 1.0,  # of the hinge embedding
+        "label_smoothing": 0.0,  # how far the target of real images is from 1
         "r1": 0.2,  # weight of the gradient penalty on real images
         "r2": 0.2,  # and on generated ones
         "penalty_every": 4,  # steps between penalties

@@ -70,7 +70,7 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> pa
         report = judge(subject, own.evaluate, encoder=workdir.local / "encoder.safetensors")
     about = {
         "kind": "run",
-        "real": f"test frames of {own.data.source}:{own.data.path or own.data.set}",
+        "real": f"test frames of {own.data.source}:{own.data.path or own.data.set}".rstrip(":"),
         "fake": f"samples of step {sampler.step} of {workdir.root}",
         "split": "test",
         "objective": own.objective,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import relu, softplus
 
-from deformgan.errors import choose
+from deformgan.errors import UserError, choose
 
 
 class Adversarial(NamedTuple):
@@ -81,13 +81,42 @@ def relativistic(real: jax.Array, fake: jax.Array) -> Adversarial:
 NAMES = ("minimax", "non_saturating", "hinge_embedding", "hinge", "least_squares", "relativistic")
 
 
-def by_name(name: str, *, margin: float = 1.0) -> Loss:
-    """The loss that `config.loss.name` names; `margin` is Δ of the hinge embedding."""
+_CROSS_ENTROPY = ("minimax", "non_saturating")
+
+
+def by_name(name: str, *, margin: float = 1.0, smoothing: float = 0.0) -> Loss:
+    """The loss that `config.loss.name` names.
+
+    Args:
+      name: one of `NAMES`.
+      margin: Δ of the hinge embedding.
+      smoothing: of the labels of real images; see `smoothed`.
+
+    Raises:
+      UserError: for an unknown name, or smoothing of a loss that has no labels.
+    """
     choose("loss.name", name, NAMES)
     if name == "hinge_embedding":
-        return lambda real, fake: hinge_embedding(real, fake, margin)
-    loss: Loss = globals()[name]
-    return loss
+        loss: Loss = lambda real, fake: hinge_embedding(real, fake, margin)  # noqa: E731
+    else:
+        loss = globals()[name]
+    if not smoothing:
+        return loss
+    if name not in _CROSS_ENTROPY or not 0 < smoothing < 0.5:
+        raise UserError(
+            f"loss.label_smoothing: {smoothing} with {name}; give 0 to 0.5, and only to"
+            f" {' or '.join(_CROSS_ENTROPY)}"
+        )
+    return lambda real, fake: smoothed(loss(real, fake), real, smoothing)
+
+
+def smoothed(outcome: Adversarial, real: jax.Array, smoothing: float) -> Adversarial:
+    """Binary cross entropy with the target 1 - `smoothing` for real images, `[B]` logits.
+
+    One-sided label smoothing, Salimans et al. 2016, sec. 3.4; fakes keep the target 0. With s the
+    smoothing, (1 - s) softplus(-x) + s softplus(x) = softplus(-x) + s x.
+    """
+    return outcome._replace(disc=outcome.disc + smoothing * real)
 
 
 def bounded_output(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_collections
 
 from deformgan.data import pipeline, tfds
+from deformgan.errors import UserError
 from deformgan.intake import screen
 from deformgan.log import say
 from deformgan.workdir import Workdir
@@ -17,6 +18,8 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
       UserError: for bad input, or if the dataset exists already.
     """
     pipeline.check(config.data)
+    if config.data.pairs:
+        raise UserError("data.pairs: a prepared dataset holds no pairs yet; set it to False")
     workdir = Workdir(path, create=True)
     frames = screen(pipeline.open_frames(config.data), config.data, workdir)
     depth = pipeline.survey(frames, config.data)

@@ -25,21 +25,23 @@ _MOST_THUMBNAILS = 64
 def sample_grid(file: Path, samples: Samples, real: np.ndarray, source: np.ndarray) -> None:
     """Draws real images, generated ones with their points, and their fields.
 
-    A field is shown as the mesh that a regular grid on the source becomes; folds are red.
+    A field is shown as the mesh that a regular grid on the source becomes; folds are red. The
+    source is shown where there are fields.
 
     Args:
       file: the PNG to write.
-      samples: with displacement fields, 7 or more.
-      real: `[N, H, W, C]` in [-1, 1], 7 or more.
+      samples: 8 or more.
+      real: `[N, H, W, C]` in [-1, 1].
       source: `[H, W, C]` the image that is warped.
     """
-    rows = ("displacement" in samples.fields) + 2
+    warped = int("displacement" in samples.fields)
+    rows = warped + 2
     figure = Figure(figsize=(1.6 * _COLUMNS, 1.7 * rows), layout="constrained")
     axes = figure.subplots(rows, _COLUMNS, squeeze=False)
     points = np.asarray(samples.labels["points"]) if "points" in samples.labels else None
     for column in range(_COLUMNS):
-        shown = column - 1
-        if column == 0:
+        shown = column - warped
+        if shown < 0:
             _image(axes[0, 0], source, "source")
             _image(axes[1, 0], source, "no deformation")
         else:

@@ -6,8 +6,10 @@ it returns is equal on all devices.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,16 @@ from jax import lax
 
 from deformgan.data.feed import Batch, Feed
 from deformgan.models.layers import AXIS
-from deformgan.objectives.contract import Constants, Inputs, Metrics, Objective, Params
+from deformgan.objectives.contract import (
+    Aux,
+    Constants,
+    Inputs,
+    Metrics,
+    Objective,
+    Params,
+    Penalty,
+)
+from deformgan.optim import EmaDecay, averaging
 from deformgan.state import Pair, TrainState, Variables
 
 
@@ -30,6 +41,7 @@ class Purpose(enum.IntEnum):
     GEN = 3
     PENALTY = 4
     SAMPLE = 5
+    PATH = 6
 
 
 def example_keys(
@@ -63,71 +75,118 @@ def initial_state(
 
 def train_step(
     state: TrainState,
-    batch: Batch,
+    batches: Sequence[Batch],
     constants: Constants,
     positions: jax.Array,
     *,
     objective: Objective,
     optimisers: Pair[optax.GradientTransformation],
-    ema_decay: float,
+    ema_decay: EmaDecay,
+    updates: Pair[int],
 ) -> tuple[TrainState, Metrics]:
-    """Updates the discriminator, then the generator against it, then the generator's average."""
-    key, variables = jax.random.wrap_key_data(state.key), state.variables
+    """Updates the discriminator, then the generator against it, then the generator's average.
 
-    def inputs(variables: Pair[Variables], purpose: Purpose) -> Inputs:
-        keys = example_keys(key, state.step, purpose, positions)
-        return Inputs(variables, batch, constants, keys)
+    Either is updated `updates` times, the n-th time on the n-th batch.
+    """
+    key = jax.random.wrap_key_data(state.key)
+    disc, gen = state.variables.disc, state.variables.gen
+    opt, found = state.opt, []
 
-    def disc_total(params: Params) -> tuple[jax.Array, tuple[Metrics, Params]]:
-        loss, aux = objective.disc_loss(params, inputs(variables, Purpose.DISC))
-        extra, extra_metrics = _lazy_penalty(
-            objective, state.step, params, inputs(variables, Purpose.PENALTY)
+    def inputs(purpose: Purpose, number: int) -> Inputs:
+        draw = state.step * len(batches) + number
+        keys = example_keys(key, draw, purpose, positions)
+        return Inputs(Pair(gen=gen, disc=disc), batches[number], constants, keys, state.step)
+
+    for number in range(updates.disc):
+        lazy = Lazy(objective.penalty, objective.penalty_every, inputs(Purpose.PENALTY, number))
+        turn = Turn("disc", optimisers.disc, lazy, state.step * updates.disc + number)
+        disc, own, metrics = _update(
+            turn, objective.disc_loss, disc, opt.disc, inputs(Purpose.DISC, number)
         )
-        return loss + extra, (aux.metrics | extra_metrics, aux.stats)
-
-    params = variables.disc["params"]
-    grads, (disc_metrics, stats) = jax.grad(disc_total, has_aux=True)(params)
-    params, disc_opt, disc_norm = _update(optimisers.disc, grads, state.opt.disc, params)
-    variables = Pair(gen=variables.gen, disc={"params": params, "batch_stats": stats})
-
-    params = variables.gen["params"]
-    grads, aux = jax.grad(objective.gen_loss, has_aux=True)(params, inputs(variables, Purpose.GEN))
-    params, gen_opt, gen_norm = _update(optimisers.gen, grads, state.opt.gen, params)
-    variables = Pair(gen={"params": params, "batch_stats": aux.stats}, disc=variables.disc)
-
-    metrics = lax.pmean(disc_metrics | aux.metrics, AXIS)
-    metrics |= {"disc/gradient_norm": disc_norm, "gen/gradient_norm": gen_norm}
+        opt = Pair(gen=opt.gen, disc=own)
+        found.append(metrics)
+    for number in range(updates.gen):
+        lazy = Lazy(
+            objective.gen_penalty, objective.gen_penalty_every, inputs(Purpose.PATH, number)
+        )
+        turn = Turn("gen", optimisers.gen, lazy, state.step * updates.gen + number)
+        gen, own, metrics = _update(
+            turn, objective.gen_loss, gen, opt.gen, inputs(Purpose.GEN, number)
+        )
+        opt = Pair(gen=own, disc=opt.disc)
+        found.append(metrics)
     new = TrainState(
         step=state.step + 1,
         key=state.key,
-        variables=variables,
-        ema=optax.incremental_update(variables.gen, state.ema, 1 - ema_decay),
-        opt=Pair(gen=gen_opt, disc=disc_opt),
+        variables=Pair(gen=gen, disc=disc),
+        ema=optax.incremental_update(gen, state.ema, 1 - ema_decay(state.step)),
+        opt=opt,
     )
-    return new, metrics
+    return new, _means(found)
 
 
-def _lazy_penalty(
-    objective: Objective, step: jax.Array, params: Params, inputs: Inputs
-) -> tuple[jax.Array, Metrics]:
-    """The penalty times its interval on every such step, else 0: its mean is the full penalty."""
-    every = objective.penalty_every
-    if not every:
-        return jnp.zeros(()), {}
-    shapes = jax.eval_shape(objective.penalty, params, inputs)
-    return lax.cond(
-        step % every == 0,
-        lambda: jax.tree.map(lambda x: every * x, objective.penalty(params, inputs)),
-        lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
-    )
+class Lazy(NamedTuple):
+    """A penalty that is due every so many updates, 0 for never, and what it sees."""
+
+    penalty: Penalty
+    every: int
+    inputs: Inputs
+
+
+class Turn(NamedTuple):
+    """One player's update: whose, by which optimiser, with which penalty, the how manieth."""
+
+    player: str
+    optimiser: optax.GradientTransformation
+    lazy: Lazy
+    number: jax.Array
 
 
 def _update(
-    optimiser: optax.GradientTransformation, grads: Params, opt: Params, params: Params
-) -> tuple[Params, Params, jax.Array]:
-    grads = lax.pmean(grads, AXIS)
-    updates, opt = optimiser.update(grads, opt, params)
-    return optax.apply_updates(params, updates), opt, optax.tree.norm(grads)
+    turn: Turn, loss: Penalty, variables: Variables, opt: Params, inputs: Inputs
+) -> tuple[Variables, Params, Metrics]:
+    """A player's variables and optimiser state after its turn, and what it reports."""
+
+    def total(params: Params) -> tuple[jax.Array, Aux]:
+        value, aux = loss(params, inputs)
+        extra, more = _lazy_penalty(turn, params, aux.stats)
+        return value + extra, Aux(aux.metrics | more.metrics, more.stats)
+
+    params = variables["params"]
+    grads, aux = jax.grad(total, has_aux=True)(params)
+    grads, metrics = lax.pmean(grads, AXIS), lax.pmean(aux.metrics, AXIS)
+    change, opt = turn.optimiser.update(grads, opt, params)
+    variables = {"params": optax.apply_updates(params, change), "batch_stats": aux.stats}
+    return variables, opt, metrics | {f"{turn.player}/gradient_norm": optax.tree.norm(grads)}
+
+
+def _lazy_penalty(turn: Turn, params: Params, stats: Any) -> tuple[jax.Array, Aux]:
+    """The penalty times its interval on every such update, else 0: its mean is the full penalty."""
+    penalty, every, inputs = turn.lazy
+    if not every:
+        return jnp.zeros(()), Aux({}, stats)
+    own = getattr(inputs.variables, turn.player) | {"batch_stats": stats}
+    both = dataclasses.replace(inputs.variables, **{turn.player: own})
+    inputs = inputs._replace(variables=both)
+    _, shapes = jax.eval_shape(penalty, params, inputs)
+
+    def due() -> tuple[jax.Array, Aux]:
+        value, aux = penalty(params, inputs)
+        return every * value, Aux({k: every * v for k, v in aux.metrics.items()}, aux.stats)
+
+    def idle() -> tuple[jax.Array, Aux]:
+        return jnp.zeros(()), Aux({k: jnp.zeros(()) for k in shapes.metrics}, stats)
+
+    return lax.cond(turn.number % every == 0, due, idle)
+
+
+def _means(found: list[Metrics]) -> Metrics:
+    """The mean of each metric over the updates that report it."""
+    series: dict[str, list[jax.Array]] = {}
+    for metrics in found:
+        for name, value in metrics.items():
+            series.setdefault(name, []).append(value)
+    return {name: sum(values[1:], values[0]) / len(values) for name, values in series.items()}
 
 
 def make_step(
@@ -140,34 +199,46 @@ def make_step(
 
     Returns:
       (state, constants, resident, fed, positions) -> state, metrics `{name: [steps_per_call]}`;
-      `fed` holds the batches of all these steps, `[steps_per_call, b, ...]`.
+      `fed` holds the batches of all these steps, `[steps_per_call * batches_per_step, b, ...]`.
     """
-    steps = config.train.steps_per_call
+    steps, each = config.train.steps_per_call, batches_per_step(config.train)
+    updates = Pair(gen=config.train.gen_updates, disc=config.train.disc_updates)
+    ema_decay = averaging(config.optimiser, config.train.batch_size)
 
     def one(
         state: TrainState, constants: Constants, resident: Batch, fed: Batch, positions: jax.Array
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), Purpose.DATA)
-        batch = feed.draw(resident, fed, key, state.step, positions)
+
+        def draw(number: int) -> Batch:
+            part = jax.tree.map(lambda x: x[number], fed)
+            return feed.draw(resident, part, key, state.step * each + number, positions)
+
         return train_step(
             state,
-            batch,
+            [draw(number) for number in range(each)],
             constants,
             positions,
             objective=objective,
             optimisers=optimisers,
-            ema_decay=config.optimiser.ema_decay,
+            ema_decay=ema_decay,
+            updates=updates,
         )
 
     def call(
         state: TrainState, constants: Constants, resident: Batch, fed: Batch, positions: jax.Array
     ) -> tuple[TrainState, Metrics]:
         if steps == 1:  # a scan of one step is much slower on CPU
-            first = jax.tree.map(lambda x: x[0], fed)
-            state, metrics = one(state, constants, resident, first, positions)
+            state, metrics = one(state, constants, resident, fed, positions)
             return state, jax.tree.map(lambda x: x[None], metrics)
+        fed = jax.tree.map(lambda x: x.reshape(steps, each, *x.shape[1:]), fed)
         return lax.scan(
             lambda s, f: one(s, constants, resident, f, positions), state, fed, length=steps
         )
 
     return call
+
+
+def batches_per_step(config: ml_collections.ConfigDict) -> int:
+    """Batches that a step takes: as many as the player with more updates has, `train` block."""
+    return max(config.disc_updates, config.gen_updates)

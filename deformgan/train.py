@@ -22,8 +22,8 @@ from deformgan.log import Log, hush_writers, say
 from deformgan.models.layers import AXIS
 from deformgan.monitor import Monitor
 from deformgan.objectives.contract import Constants, Objective
-from deformgan.state import TrainState
-from deformgan.step import initial_state, make_step
+from deformgan.state import Pair, TrainState
+from deformgan.step import batches_per_step, initial_state, make_step
 from deformgan.workdir import Workdir, to_json
 
 
@@ -100,21 +100,20 @@ def check(config: ml_collections.ConfigDict) -> None:
     parallel.check_batch(config.train.batch_size)
     if config.train.steps < 0:
         raise UserError(f"train.steps: {config.train.steps}; give 0 (estimation alone) or more")
-    for key in ("train.steps_per_call", "log.every", "log.pictures"):
+    for key in (
+        "train.steps_per_call",
+        "train.disc_updates",
+        "train.gen_updates",
+        "log.every",
+        "log.pictures",
+    ):
         block, name = key.split(".")
         if config[block][name] < 1:
             raise UserError(f"{key}: {config[block][name]}; give 1 or more")
     if config.checkpoint.every < 1 or config.checkpoint.keep < 1:
         raise UserError("checkpoint.every, checkpoint.keep: give 1 or more")
-    for player in ("gen", "disc"):
-        settings = config.optimiser[player]
-        if not (settings.learning_rate > 0 and 0 <= settings.beta1 < 1 and 0 <= settings.beta2 < 1):
-            raise UserError(f"optimiser.{player}: learning_rate above 0, betas from 0 to below 1")
-        if settings.delay < 0:
-            raise UserError(f"optimiser.{player}.delay: {settings.delay}; give 0 steps or more")
+    optim.check(config.optimiser)
     judge.check(config.evaluate)
-    if not 0 <= config.optimiser.ema_decay < 1:
-        raise UserError(f"optimiser.ema_decay: {config.optimiser.ema_decay} is not in [0, 1)")
 
 
 class Training:
@@ -134,7 +133,8 @@ class Training:
         feed = make_feed(
             dataset.train, batch_size, config.seed, process=process, processes=processes
         )
-        optimisers = optim.make(config.optimiser)
+        every = Pair(gen=objective.gen_penalty_every, disc=objective.penalty_every)
+        optimisers = optim.make(config.optimiser, every)
         saved, self.estimated = checkpoints.latest() is not None, False
         if saved:
             constants = checkpoints.sampler("newest").constants
@@ -259,10 +259,11 @@ class Training:
                 )
 
     def _fed(self, steps: int) -> Any:
-        """What is fed to the devices for the next call, `[devices, steps, b, ...]`."""
+        """What is fed to the devices for the next call, `[devices, batches, b, ...]`."""
         if self.stream is None:
             return {}
-        batches = [next(self.stream) for _ in range(steps)]
+        count = steps * batches_per_step(self.config.train)
+        batches = [next(self.stream) for _ in range(count)]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
         return parallel.shard(stacked, axis=1)
 
@@ -286,7 +287,8 @@ class Training:
         return self.state.ema, self.constants
 
     def _meta(self) -> dict[str, Any]:
-        return self.meta | {"data": {"next_index": self.step}}
+        index = self.step * batches_per_step(self.config.train)
+        return self.meta | {"data": {"next_index": index}}
 
     def _draw(self) -> None:
         if not parallel.is_main():

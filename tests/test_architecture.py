@@ -30,6 +30,8 @@ FLOORS = [
     {"data"},
     {"metrics"},
     {"models"},
+    {"adaptive_augment"},
+    {"affine"},
     {"state", "fields", "warp", "filters", "camera", "splines", "losses", "augment", "orientation"},
     {"errors"},
 ]

@@ -93,10 +93,14 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.count: {config.count}; simulate 1 image or more")
     if config.held_out < 0 or config.held_out_seed < 0:
         raise UserError("data.held_out, data.held_out_seed: give 0 or more")
-    if config.source != "simulated" and (config.held_out or config.layer):
+    if config.held_out and config.source not in ("simulated", "pli"):
         raise UserError(
-            f"data.held_out, data.layer: only simulated images can be drawn so, not"
-            f" {config.source}; leave them 0 and ''"
+            f"data.held_out: only simulated images can be drawn afresh, not {config.source}; leave"
+            " it 0"
+        )
+    if config.source != "simulated" and config.layer:
+        raise UserError(
+            f"data.layer: only simulated worms come in layers, not {config.source}; leave it ''"
         )
 
 
@@ -194,6 +198,7 @@ def build(
         split={
             "seed": config.seed,
             "by": "the data's own split" if frames.splits else "recording or block of time",
+            "remarks": frames.skipped,
             "names": {s: [frames.names[i] for i in m] for s, m in members.items()},
             "blocks": {s: [block[i] for i in m] for s, m in members.items()},
         },

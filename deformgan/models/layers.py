@@ -44,6 +44,54 @@ def minibatch_stddev(x: jax.Array, *, group: int = 4) -> jax.Array:
     return jnp.concatenate([x, plane], -1)
 
 
+def dropout(x: jax.Array, keys: jax.Array | None, layer: int, rate: float) -> jax.Array:
+    """Leaves out a share `rate` of the values, scaling up the others; Srivastava et al. 2014.
+
+    Args:
+      x: `[B, ...]`.
+      keys: `[B]`, so that what is left out does not depend on how a batch is shared out.
+      layer: number of the layer, folded into the keys.
+      rate: in [0, 1).
+
+    Raises:
+      ValueError: without keys.
+    """
+    if keys is None:
+        raise ValueError("dropout: no keys given")
+
+    def kept(key: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(kept)(keys), x / (1 - rate), 0.0)
+
+
+class MinibatchDiscrimination(nn.Module):
+    """`[B, A]` features to `[B, kernels]`: how near each example is to the others of its group.
+
+    Salimans et al. 2016, sec. 3.2: o_b(x_i) = Σ_j exp(-‖M_ib - M_jb‖₁), M = x T, without the
+    constant j = i. Groups are consecutive, as in `minibatch_stddev`.
+
+    Attributes:
+      kernels: B of the paper.
+      components: C of the paper.
+      group: examples that are compared.
+    """
+
+    kernels: int
+    components: int = 5
+    group: int = 8
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch = len(x)
+        group = self.group if batch % self.group == 0 else batch
+        shape = (x.shape[-1], self.kernels * self.components)
+        rows = x @ self.param("kernel", dcgan_init, shape)
+        rows = rows.reshape(batch // group, group, self.kernels, self.components)
+        apart = jnp.sum(jnp.abs(rows[:, :, None] - rows[:, None]), -1)  # [B / G, G, G, kernels]
+        return (jnp.sum(jnp.exp(-apart), 2) - 1).reshape(batch, self.kernels)
+
+
 def strided_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """4x4 convolution with stride 2 and padding 1.
 

@@ -183,8 +183,10 @@ class Discriminator(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        del train  # the same in training
+    def __call__(
+        self, images: jax.Array, *, train: bool, keys: jax.Array | None = None
+    ) -> jax.Array:
+        del train, keys  # the same in training, and nothing random
         side = 4 * 2 ** (len(self.widths) - 1)
         require_shape("images", images, (None, side, side, None))
         x = activate(Conv(self.widths[-1], 1, name="from_image")(images)).astype(self.dtype)

@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
+from jax import lax
 
 from deformgan import losses
-from deformgan.augment import translate_and_cut
+from deformgan.adaptive_augment import adapted
 from deformgan.errors import UserError
 from deformgan.models import dcgan
-from deformgan.objectives.contract import Aux, Constants, Inputs, Metrics, Params
+from deformgan.models.layers import AXIS
+from deformgan.objectives import shown
+from deformgan.objectives.contract import Aux, Constants, Inputs, Metrics, Params, Penalty
+from deformgan.objectives.shown import Draw, Space
 from deformgan.state import Variables
 
 
@@ -39,7 +43,7 @@ class Game(NamedTuple):
 
     disc_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
     gen_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
-    penalty: Callable[[Params, Inputs], tuple[jax.Array, Metrics]]
+    penalty: Penalty
     penalty_every: int
 
 
@@ -47,27 +51,40 @@ def discriminator(config: ml_collections.ConfigDict) -> dcgan.Discriminator:
     """The discriminator of the `model` block, with the output that the loss asks for.
 
     Raises:
-      UserError: if its widths do not fit images of `data.size`.
+      UserError: if its widths do not fit images of `data.size`, or for a setting out of its range.
     """
     model = config.model
-    dcgan.check_widths("model.disc_widths", tuple(model.disc_widths), config.data.size)
+    dcgan.check_halvings("model.disc_widths", tuple(model.disc_widths), config.data.size)
+    if not 0 <= model.disc_dropout < 1:
+        raise UserError(f"model.disc_dropout: {model.disc_dropout}; give a share from 0 to below 1")
+    if model.minibatch_discrimination < 0:
+        raise UserError("model.minibatch_discrimination: give 0 kernels or more")
     return dcgan.Discriminator(
         widths=tuple(model.disc_widths),
         bounded=losses.bounded_output(config.loss.name),
         batch_norm=model.disc_batch_norm,
         minibatch_stddev=model.minibatch_stddev,
+        minibatch_discrimination=model.minibatch_discrimination,
+        dropout=model.disc_dropout,
+        spectral_norm=model.spectral_norm,
     )
 
 
-def initial(network: nn.Module, key: jax.Array, image: jax.Array) -> Variables:
+def initial(
+    network: nn.Module, key: jax.Array, image: jax.Array, config: ml_collections.ConfigDict
+) -> Variables:
     """Variables of a discriminator for images like `image` `[H, W, C]`."""
-    return {"batch_stats": {}} | dict(network.init(key, image[None], train=False))
+    variables = dict(network.init(key, image[None], train=False))
+    return variables | {"batch_stats": variables.get("batch_stats", {}) | shown.start(config)}
 
 
 def game(
     generate: Callable[[Variables, Constants, jax.Array], Generated],
     network: nn.Module,
     config: ml_collections.ConfigDict,
+    *,
+    space: Space = shown.UNCODED,
+    real: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, keys: images,
 ) -> Game:
     """The game that the `loss` and `augment` blocks describe.
 
@@ -75,82 +92,107 @@ def game(
       generate: (variables, constants, keys `[b]`) -> a batch, in training.
       network: the discriminator, as `discriminator` makes it.
       config: of the run.
+      space: what the channels of the images that it judges mean.
+      real: (images of the data, keys `[b]`) -> what the discriminator is shown of them.
 
     Raises:
       UserError: for an unknown loss or a setting out of its range.
     """
     _check(config)
     settings = config.loss
-    adversarial = losses.by_name(settings.name, margin=settings.margin)
+    adversarial = losses.by_name(
+        settings.name, margin=settings.margin, smoothing=settings.label_smoothing
+    )
+    show = shown.augmentation(config, space)
 
     def discriminate(
-        params: Params, stats: Any, images: jax.Array, keys: jax.Array
+        params: Params, stats: Any, images: jax.Array, keys: jax.Array, step: jax.Array | int
     ) -> tuple[jax.Array, Any]:
         """Outputs `[b]` on augmented images, new batch statistics."""
-        images = translate_and_cut(
-            keys, images, translation=config.augment.translation, cutout=config.augment.cutout
-        )
+        images = show(keys, images, stats, step)
         out, updated = network.apply(
-            {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
+            {"params": params, "batch_stats": stats},
+            images,
+            train=True,
+            keys=shown.fold(keys, Draw.DROPOUT),
+            mutable=["batch_stats"],
         )
         return out, updated.get("batch_stats", stats)
 
     def both(
-        params: Params, stats: Any, real: jax.Array, fake: jax.Array, keys: jax.Array
+        params: Params, stats: Any, fake: jax.Array, inputs: Inputs
     ) -> tuple[losses.Adversarial, Any]:
         """Judges real and fake as separate batches, as a DCGAN does."""
+        keys, step = inputs.keys, inputs.step
         real_keys, fake_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        real_out, stats = discriminate(params, stats, real, real_keys)
-        fake_out, stats = discriminate(params, stats, fake, fake_keys)
+        images = real(inputs.batch["images"], keys)
+        real_out, stats = discriminate(params, stats, images, real_keys, step)
+        fake_out, stats = discriminate(params, stats, fake, fake_keys, step)
         return adversarial(real_out, fake_out), stats
 
     def disc_loss(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
-        variables, batch, constants, keys = inputs
-        fake = generate(variables.gen, constants, keys).images
-        stats = variables.disc["batch_stats"]
-        outcome, stats = both(params, stats, batch["images"], fake, keys)
+        variables = inputs.variables
+        fake = generate(variables.gen, inputs.constants, inputs.keys).images
+        outcome, stats = both(params, variables.disc["batch_stats"], fake, inputs)
         loss = jnp.mean(outcome.disc)
         metrics = {
             "disc/adversarial": loss,
             "disc/accuracy_real": jnp.mean(outcome.real_correct),
             "disc/accuracy_fake": jnp.mean(outcome.fake_correct),
         }
+        if config.augment.adaptive:
+            stats, more = _adapt(stats, outcome, config)
+            metrics |= more
         return loss, Aux(metrics, stats)
 
     def gen_loss(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
-        variables, batch, constants, keys = inputs
+        variables = inputs.variables
         own = {"params": params, "batch_stats": variables.gen["batch_stats"]}
-        fake = generate(own, constants, keys)
+        fake = generate(own, inputs.constants, inputs.keys)
         disc = variables.disc
-        outcome, _ = both(disc["params"], disc["batch_stats"], batch["images"], fake.images, keys)
+        outcome, _ = both(disc["params"], disc["batch_stats"], fake.images, inputs)
         loss = jnp.mean(outcome.gen)
         return loss + fake.penalty, Aux({"gen/adversarial": loss} | fake.metrics, fake.stats)
 
-    def penalty(params: Params, inputs: Inputs) -> tuple[jax.Array, Metrics]:
-        variables, batch, constants, keys = inputs
-        fake = generate(variables.gen, constants, keys).images
+    def penalty(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
+        keys, stats = inputs.keys, inputs.variables.disc["batch_stats"]
 
         def of(images: jax.Array, weight: float) -> jax.Array:
             if not weight:
                 return jnp.zeros(())
-            stats = variables.disc["batch_stats"]
             each = losses.gradient_penalty(
-                lambda x: discriminate(params, stats, x, keys)[0], images
+                lambda x: discriminate(params, stats, x, keys, inputs.step)[0], images
             )
             return weight * jnp.mean(each)
 
-        r1, r2 = of(batch["images"], settings.r1), of(fake, settings.r2)
-        return r1 + r2, {"disc/r1": r1, "disc/r2": r2}
+        fake = generate(inputs.variables.gen, inputs.constants, keys).images
+        r1, r2 = of(real(inputs.batch["images"], keys), settings.r1), of(fake, settings.r2)
+        return r1 + r2, Aux({"disc/r1": r1, "disc/r2": r2}, stats)
 
     every = settings.penalty_every if settings.r1 or settings.r2 else 0
     return Game(disc_loss, gen_loss, penalty, every)
 
 
+def _adapt(
+    stats: Any, outcome: losses.Adversarial, config: ml_collections.ConfigDict
+) -> tuple[Any, Metrics]:
+    """Batch statistics with the probability of augmentation after this batch."""
+    settings = config.augment
+    sign = lax.pmean(jnp.mean(2.0 * outcome.real_correct - 1), AXIS)
+    new = adapted(
+        stats["adaptation"],
+        sign,
+        config.train.batch_size,
+        target=settings.target,
+        kimg=settings.kimg,
+        interval=settings.interval,
+        highest=settings.highest,
+    )
+    metrics = {"disc/augment_probability": new.probability, "disc/sign": sign}
+    return stats | {"adaptation": new}, metrics
+
+
 def _check(config: ml_collections.ConfigDict) -> None:
-    if not (0 <= config.augment.translation < 0.5 and 0 <= config.augment.cutout < 1):
-        raise UserError(
-            "augment.translation, augment.cutout: give shares of the side, 0 to 0.5 or 1"
-        )
     if not (config.loss.r1 >= 0 and config.loss.r2 >= 0):
         raise UserError("loss.r1, loss.r2: give 0 or more")
     if config.loss.penalty_every < 1:

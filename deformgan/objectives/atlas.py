@@ -112,7 +112,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         image = jnp.zeros((*model.atlas.rest.shape, 1))
         return Pair(
             gen={"params": {"codes": codes, "template": jnp.zeros(layers)}, "batch_stats": {}},
-            disc=initial(network, disc_key, image),
+            disc=initial(network, disc_key, image, config),
         )
 
     return Objective(

@@ -32,12 +32,14 @@ class Inputs(NamedTuple):
       batch: this device's share, `images` `[b, H, W, C]` in [-1, 1].
       constants: what `fit` returned.
       keys: PRNG keys `[b]`, one an example of the global batch.
+      step: of training, scalar.
     """
 
     variables: Pair[Variables]
     batch: Batch
     constants: Constants
     keys: jax.Array
+    step: jax.Array | int = 0
 
 
 class Aux(NamedTuple):
@@ -65,7 +67,8 @@ class Samples(NamedTuple):
 
     Attributes:
       images: `[N, H, W, C]` in [-1, 1].
-      fields: `displacement` `[N, H, W, 2]` in pixels.
+      fields: `displacement` `[N, H, W, 2]` in pixels; `orientation` `[N, H, W, 4]` in the space of
+        that name (deformgan/orientation.py).
       labels: `mask` `[N, H, W, 1]` int32, `points` `[N, P, 2]` (row, column) in pixels, NaN where
         lost, and `status` `[N, P]`, an index into `fields.POINT_STATUS`.
     """
@@ -73,6 +76,32 @@ class Samples(NamedTuple):
     images: jax.Array
     fields: dict[str, jax.Array]
     labels: dict[str, jax.Array]
+
+
+class Styles(NamedTuple):
+    """What a generator offers that has a space of styles w between latents and images.
+
+    Attributes:
+      of: (variables, keys `[n]`) -> the styles `[n, L, W]` that `Objective.sample` draws.
+      mean: variables -> the mean style `[W]`.
+      render: (variables, styles `[n, L, W]`, keys `[n]` of the noise) -> images `[n, H, W, C]` in
+        the network's own space of colours.
+      encode: images `[n, H, W, C]` in [-1, 1] as data are -> the same in that space.
+      show: the images of `render` -> Samples.
+    """
+
+    of: Callable[[Variables, jax.Array], jax.Array]
+    mean: Callable[[Variables], jax.Array]
+    render: Callable[[Variables, jax.Array, jax.Array], jax.Array]
+    encode: Callable[[jax.Array], jax.Array]
+    show: Callable[[jax.Array], Samples]
+
+
+Penalty = Callable[[Params, Inputs], tuple[jax.Array, Aux]]
+
+
+def _no_penalty(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
+    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +114,25 @@ class Objective:
       init: (key, constants) -> variables of both networks.
       disc_loss: (discriminator parameters, inputs) -> scalar, Aux.
       gen_loss: (generator parameters, inputs) -> scalar, Aux.
-      penalty: (discriminator parameters, inputs) -> scalar, metrics; added to `disc_loss` every
-        `penalty_every` steps, multiplied by as much (lazily: Karras et al. 2020, sec. 4).
+      penalty: (discriminator parameters, inputs) -> scalar, Aux; added to `disc_loss` every
+        `penalty_every` updates, multiplied by as much (lazily: Karras et al. 2020, sec. 4). It
+        carries on the batch statistics in `inputs`, which are the newest.
       penalty_every: 0 if there is no penalty.
       sample: (generator variables, constants, keys `[n]`) -> Samples.
       monitor: (samples, real images) -> metrics that show collapse and other ill health.
+      gen_penalty: as `penalty`, of the generator's parameters and added to `gen_loss`.
+      gen_penalty_every: 0 if there is none.
+      styles: of a generator that has them, else None.
     """
 
     fit: Callable[[Dataset, Say], Fit]
     init: Callable[[jax.Array, Constants], Pair[Variables]]
     disc_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
     gen_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
-    penalty: Callable[[Params, Inputs], tuple[jax.Array, Metrics]]
+    penalty: Penalty
     penalty_every: int
     sample: Callable[[Variables, Constants, jax.Array], Samples]
     monitor: Callable[[Samples, jax.Array], Metrics]
+    gen_penalty: Penalty = _no_penalty
+    gen_penalty_every: int = 0
+    styles: Styles | None = None

@@ -86,7 +86,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         z = jnp.zeros((1, model.latent))
         return Pair(
             gen=dict(generator.init(gen_key, z, train=False)),
-            disc=initial(network, disc_key, constants["source"]),
+            disc=initial(network, disc_key, constants["source"], config),
         )
 
     return Objective(
