@@ -46,8 +46,8 @@ def get_config(variants=""):
         "name": "dcgan",  # or stylegan2
         "space": "rgb",  # what the networks see: rgb, or orientation (deformgan/orientation.py)
         "latent": 128,
-        "gen_widths": (256, 128, 64, 32),  # of the DCGAN, as the next six
-        "disc_widths": (32, 64, 128, 256),
+        "gen_widths": (128, 64, 32, 16),  # of the DCGAN, as the next six
+        "disc_widths": (16, 32, 64, 128),
         "disc_batch_norm": False,
         "minibatch_stddev": True,  # shows D how much the images of a batch differ
         "minibatch_discrimination": 0,  # kernels of another way to show it
@@ -77,7 +77,7 @@ def get_config(variants=""):
     config.augment.translation = 0.125
     config.augment.kimg = 50.0
     config.train.batch_size = 16
-    config.train.steps = 5000
+    config.train.steps = 2500
     config.evaluate.metrics = ("distances", "manifold", "copying", "diversity")
     known = (reported, collapse, diffaugment, stylegan2, ada, r3gan, small, smoke)
     return base.apply_variants(config, variants, {one.__name__: one for one in known})
@@ -87,6 +87,7 @@ def reported(config):
     """The report's basic GAN."""
     config.model.name = "dcgan"
     config.model.latent = 100
+    config.model.gen_widths = (256, 128, 64, 32)
     config.model.disc_widths = (16, 32, 64)
     config.model.disc_batch_norm = True
     config.model.disc_dropout = 0.3

@@ -28,6 +28,9 @@ SAMPLE = {
     "out": flags.DEFINE_string("out", "", "sample: folder to write to; the default is in WORKDIR."),
     "form": flags.DEFINE_string("format", "npz", "sample: npz, png or tiff."),
     "seed": flags.DEFINE_integer("seed", 0, "sample: seed of the latents."),
+    "truncation": flags.DEFINE_float("truncation", 1.0, "sample: factor on styles; 1 for none."),
+    "interpolate": flags.DEFINE_integer("interpolate", 0, "sample: images between two samples."),
+    "project": flags.DEFINE_string("project", "", "sample: image whose style to look for."),
 }
 STEP = flags.DEFINE_string("step", "newest", "sample, evaluate: checkpoint: newest, best, number.")
 FILES = {

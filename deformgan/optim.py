@@ -66,13 +66,14 @@ def averaging(config: ml_collections.ConfigDict, batch_size: int) -> EmaDecay:
     With `ema_images` it halves in so many images, or in the share `ema_ramp` of those seen so far
     if that is less (0: no ramp), as in the code of Karras et al. 2020.
     """
-    if not config.ema_images:
-        return lambda step: config.ema_decay
+    fixed, images, ramp = config.ema_decay, float(config.ema_images), config.ema_ramp
+    if not images:
+        return lambda step: fixed
 
     def decay(step: jax.Array) -> jax.Array:
-        half_life = jnp.asarray(float(config.ema_images))
-        if config.ema_ramp:
-            half_life = jnp.minimum(half_life, config.ema_ramp * batch_size * (step + 1.0))
+        half_life = jnp.asarray(images)
+        if ramp:
+            half_life = jnp.minimum(half_life, ramp * batch_size * (step + 1.0))
         return 0.5 ** (batch_size / half_life)
 
     return decay

@@ -102,6 +102,8 @@ def of_run(
         for name, how in evaluation["features"].items():
             facts[f"{name} features"] = how
         facts["evaluation"] = f"{evaluation['seconds']:.0f} s on {evaluation['devices']}"
+    if remarks := (workdir.read_json("split.json") or {}).get("remarks"):
+        facts["data"] = remarks
     facts["config"] = json.dumps(to_json(config), indent=2, sort_keys=True)
     write(
         workdir.local / "report.html",

@@ -1,4 +1,7 @@
-"""--mode=sample: images, fields and moved labels from a checkpoint, without the training data."""
+"""--mode=sample: images, fields and moved labels from a checkpoint, without the training data.
+
+Generators with styles also give strips between samples, and the style of a given image.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ import ml_collections
 import numpy as np
 import tifffile
 
-from deformgan import __version__, parallel
-from deformgan.checkpoint import Checkpoints
+from deformgan import __version__, parallel, styling
+from deformgan.checkpoint import Checkpoints, Sampler
 from deformgan.data.scaling import Scaling
 from deformgan.errors import UserError, choose, resolve
 from deformgan.fields import POINT_STATUS
@@ -24,6 +27,7 @@ from deformgan.log import say
 from deformgan.objectives.contract import Constants, Objective, Samples
 from deformgan.state import Variables
 from deformgan.step import Purpose, example_keys
+from deformgan.styling import Made
 from deformgan.workdir import Workdir
 
 FORMATS = ("npz", "png", "tiff")
@@ -39,6 +43,9 @@ def run(
     form: str,
     seed: int,
     step: str,
+    truncation: float = 1.0,
+    interpolate: int = 0,
+    project: str = "",
 ) -> None:
     """Samples from the run in the folder `path`.
 
@@ -50,14 +57,18 @@ def run(
       form: one of `FORMATS`.
       seed: the same seed gives the same bytes.
       step: of the checkpoint: a number, 'newest' or 'best'.
+      truncation: factor on the distance of styles to their mean; 1 for none.
+      interpolate: images on the way from each sample to the next; also drawn as `strip.png`.
+      project: file of an image whose style is looked for; what was found is written, with
+        `projection.npz` (`w`, and the `target` as the run sees it) and `strip.png`. '' for none.
 
     Raises:
-      UserError: if there is no checkpoint, or the output folder is in use.
+      UserError: if there is no checkpoint, the output folder is in use, or the generator has no
+        styles that the last three could be made of.
     """
     parallel.keep_compilations()
     choose("format", form, FORMATS)
-    if num < 1:
-        raise UserError(f"num: {num}; sample 1 image or more")
+    _check(num, truncation, interpolate, project)
     workdir = Workdir(path, create=False)
     own = workdir.config()
     if config is not None:
@@ -68,31 +79,68 @@ def run(
     scaling = Scaling.from_json(sampler.meta["scaling"])
     if form == "png" and scaling.depth.dtype == "uint16" and own.data.channels == 3:
         raise UserError("format: 16-bit colour does not fit every PNG reader; use tiff or npz")
+    objective = resolve("objective", "deformgan.objectives", own.objective, "create").create(own)
+    target = styling.read_target(project, own.data, scaling) if project else None
+    if interpolate or project:
+        styling.styles_of(objective, "project" if project else "interpolate")
+    if truncation != 1:
+        objective = styling.truncated(objective, truncation)
     folder = _output_folder(
         out or str(workdir.root / "samples" / f"seed_{seed}_step_{sampler.step}")
     )
-    objective = resolve("objective", "deformgan.objectives", own.objective, "create").create(own)
-    say(f"sampling {num} images from step {sampler.step} of {workdir.root} (compiling first) ...")
-    parts = list(generate(objective, sampler.variables, sampler.constants, seed=seed, num=num))
-    samples: Samples = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    say(f"sampling from step {sampler.step} of {workdir.root} (compiling first) ...")
+    about: dict[str, Any] = {"seed": seed, "truncation": truncation}
+    if target is not None:
+        made = styling.project(objective, sampler.variables, target, seed=seed)
+        say(f"error {made.said['error']:.3f}, root mean square; images have a range of 2")
+        about["project"] = project
+    elif interpolate:
+        made = styling.strips(objective, sampler.variables, num=num, between=interpolate, **about)
+    else:
+        parts = generate(objective, sampler.variables, sampler.constants, seed=seed, num=num)
+        samples: Samples = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        made = Made(samples, None, {}, {})
+    _keep(folder, made, sampler, scaling, form, about)
+    say(f"wrote {len(made.samples.images)} images as {form} to {folder}")
+
+
+def _keep(
+    folder: Path, made: Made, sampler: Sampler, scaling: Scaling, form: str, about: dict[str, Any]
+) -> None:
+    """Writes what was made and its manifest."""
     try:
-        written = write(folder, samples, sampler.constants, scaling, form)
+        written = write(folder, made.samples, sampler.constants, scaling, form)
+        if made.arrays:
+            np.savez_compressed(folder / "projection.npz", allow_pickle=False, **made.arrays)
+        if made.strip is not None:
+            _write_strip(folder / "strip.png", made.strip)
         manifest = {
             "deformgan": __version__,
-            "images": num,
-            "seed": seed,
+            "images": len(made.samples.images),
             "checkpoint": sampler.step,
             "config": sampler.meta["config"],
             "source": sampler.meta["source"],
             "geometry": sampler.meta["geometry"],
             "scaling": sampler.meta["scaling"],
+            **about,
+            **made.said,
             **written,
         }
         text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
         (folder / "manifest.json").write_text(text)
     except OSError as error:
         raise UserError(f"out: cannot write to {folder} ({error.strerror or error})") from error
-    say(f"wrote {num} images as {form} to {folder}")
+
+
+def _check(num: int, truncation: float, interpolate: int, project: str) -> None:
+    if num < 1:
+        raise UserError(f"num: {num}; sample 1 image or more")
+    if not 0 <= truncation <= 1:
+        raise UserError(f"truncation: {truncation}; give a factor from 0 (the mean) to 1 (none)")
+    if interpolate < 0 or (interpolate and num < 2):
+        raise UserError(f"interpolate: {interpolate}; give 0 or more, with --num=2 or more")
+    if project and (interpolate or truncation != 1):
+        raise UserError("project: give it without --interpolate and --truncation")
 
 
 def generate(
@@ -157,6 +205,12 @@ def _write_png(folder: Path, name: str, stack: np.ndarray) -> None:
     for i, image in enumerate(stack):
         flat = image[..., 0] if image.shape[-1] == 1 else image
         (folder / name / f"{i:06d}.png").write_bytes(imagecodecs.png_encode(flat))
+
+
+def _write_strip(file: Path, image: np.ndarray) -> None:
+    """Draws an image `[H, W, C]` in [-1, 1] at 8 bits."""
+    stored = np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
+    file.write_bytes(imagecodecs.png_encode(stored[..., 0] if stored.shape[-1] == 1 else stored))
 
 
 def _write_tiff(folder: Path, name: str, stack: np.ndarray) -> None:

@@ -168,6 +168,8 @@ def _lazy_penalty(turn: Turn, params: Params, stats: Any) -> tuple[jax.Array, Au
     own = getattr(inputs.variables, turn.player) | {"batch_stats": stats}
     both = dataclasses.replace(inputs.variables, **{turn.player: own})
     inputs = inputs._replace(variables=both)
+    if every == 1:  # convolutions in a branch are slow on CPU
+        return penalty(params, inputs)
     _, shapes = jax.eval_shape(penalty, params, inputs)
 
     def due() -> tuple[jax.Array, Aux]:

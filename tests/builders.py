@@ -12,6 +12,11 @@ def smoke(**overrides):
     config = worms.get_config("reported,smoke")
     config.train.batch_size = 8
     config.data.count = 24
+    return overridden(config, overrides)
+
+
+def overridden(config, overrides):
+    """The config with other values; keys are dotted with double underscores."""
     for key, value in overrides.items():
         block = config
         *path, last = key.split("__")

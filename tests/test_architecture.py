@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import study, worms
+from configs import study, unconditional, worms
 from deformgan.workdir import flat, to_json
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"main"},
     {"train", "evaluate", "sample", "prepare", "study", "superpose"},
-    {"intake", "monitor", "judge", "subjects"},
+    {"intake", "monitor", "judge", "subjects", "styling"},
     {"report", "page", "study_page", "results", "export", "log", "verdict"},
     {"drawing"},
     {"step"},
@@ -97,13 +97,23 @@ def test_no_setting_goes_unread():
                 names.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 names.update(node.value.split("."))
-    for key in flat(to_json(worms.get_config())) | flat(to_json(study.get_config())):
+    configs = (worms, unconditional, study)
+    for key in {key for own in configs for key in flat(to_json(own.get_config()))}:
         assert key.split(".")[-1] in names, key
 
 
 @pytest.mark.parametrize("variants", ["", "reported", "smoke", "reported,smoke", "smoke,reported"])
 def test_variants_keep_the_keys_and_their_types(variants):
     base, varied = (flat(to_json(worms.get_config(v))) for v in ("", variants))
+    assert base.keys() == varied.keys()
+    assert all(type(base[k]) is type(varied[k]) for k in base)
+
+
+@pytest.mark.parametrize(
+    "variants", ["reported", "collapse", "diffaugment", "stylegan2", "ada", "r3gan", "small,smoke"]
+)
+def test_unconditional_variants_keep_the_keys_and_their_types(variants):
+    base, varied = (flat(to_json(unconditional.get_config(v))) for v in ("", variants))
     assert base.keys() == varied.keys()
     assert all(type(base[k]) is type(varied[k]) for k in base)
 

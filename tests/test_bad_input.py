@@ -53,7 +53,8 @@ def check(outcome, message):
     [
         (
             "data.source=floder",
-            "data.source: unknown name 'floder'; choose one of arrays, folder, simulated",
+            "data.source: unknown name 'floder'; choose one of arrays, folder, pli, pyramid,"
+            " simulated",
         ),
         ("data.source=pipeline", "data.source: unknown name 'pipeline'"),
         ("data.set=worms", "data.set: unknown name 'worms'"),
@@ -87,6 +88,21 @@ def check(outcome, message):
 )
 def test_a_bad_setting_is_named(cli, argument, message):
     check(cli(CONFIG, f"--config.{argument}"), message)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data.channels=1", "data.channels: 1; a simulated fom has 3, set it to that"),
+        ("data.tissue_share=1.5", "data.tissue_share: 1.5; give a share above 0, up to 1"),
+        ("data.source=pyramid", "data.path: not set; give a folder or a file"),
+        ("train.disc_updates=0", "train.disc_updates: 0; give 1 or more"),
+        ("optimiser.ema_decay=0.5", "optimiser.ema_decay, optimiser.ema_images: two averages"),
+        ("model.gen_widths=(8,4)", "model.gen_widths: 2 widths make networks for 16x16 images"),
+    ],
+)
+def test_a_bad_setting_of_tiles_is_named(cli, argument, message):
+    check(cli("--config=configs/unconditional.py:smoke", f"--config.{argument}"), message)
 
 
 def test_bad_flags_are_named(cli):

@@ -84,7 +84,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
 
     return Objective(
         fit=fit,
-        init=init,
+        init=jax.jit(init),  # op by op, StyleGAN2 takes a minute
         disc_loss=rules.disc_loss,
         gen_loss=rules.gen_loss,
         penalty=rules.penalty,
