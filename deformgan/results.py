@@ -31,6 +31,8 @@ COLUMNS = {
     "interval": "95% interval",
     "floor": "floor",
     "controls": "controls caught",
+    "frechet": "Fréchet",
+    "kid": "KID",
     "diversity": "diversity",
     "coverage": "coverage",
     "folded": "folded",
@@ -57,9 +59,10 @@ def entry(known: Entry, folder: Path, report: dict[str, Any], seconds: dict[str,
     Returns:
       `known`, `report` in words, `seconds_train`, `seconds_evaluate`, and where it is done: `n`,
       `split`, `test` (the worst), `accuracy`, `interval`, `p_value_adjusted`, `decision`, `floor`,
-      `tests`, `controls`, `diversity`, `coverage`, `folded`, `copying`, `nearest_training`,
-      `disc_fake` and `disc_real` (means over the last quarter of training), `steps` and `differs`:
-      in which points it is not what the report said. None where there is no such number.
+      `tests`, `controls`, `frechet`, `kid`, `diversity`, `coverage`, `folded`, `copying`,
+      `nearest_training`, `disc_fake` and `disc_real` (means over the last quarter of training),
+      `steps` and `differs`: in which points it is not what the report said. None where there is no
+      such number.
     """
     out = known | {f"seconds_{k}": v for k, v in seconds.items()} | {"report": report["words"]}
     if known["status"] != "done":
@@ -96,6 +99,8 @@ def _judged(evaluation: dict[str, Any]) -> Entry:
             for k, c in evaluation.get("controls", {}).items()
         },
         "diversity": value("diversity"),
+        "frechet": spaced("frechet"),
+        "kid": spaced("kid"),
         "coverage": spaced("coverage"),
         "copying": spaced("copying"),
         "nearest_training": spaced("nearest_training_ratio"),

@@ -153,7 +153,7 @@ def _job(config: ConfigDict, name: str, seed: int, root: Path) -> Job:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"rows.{name}.changes: {' '.join(str(error).split())}") from error
     own.seed = own.data.seed = seed
-    if own.data.source == "simulated":
+    if own.data.source in ("simulated", "pli"):
         count = study.train + study.validation
         own.data.update(count=count, validation=study.validation / count)
         own.data.update(held_out=study.held_out, held_out_seed=study.held_out_seed)
