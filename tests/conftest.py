@@ -1,7 +1,9 @@
 """Strict settings for every test: two virtual devices, no silent rank promotion."""
 
+import atexit
 import gc
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -11,8 +13,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs are compiled once a session, in whichever process needs them first.
-cache = tempfile.TemporaryDirectory(prefix="deformgan-xla-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp(prefix="deformgan-xla-")
+atexit.register(shutil.rmtree, cache, ignore_errors=True)
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the configs of this checkout
 
 import jax
