@@ -36,6 +36,10 @@ def get_config() -> ml_collections.ConfigDict:
     data.modality = "fom"  # of the source pyramid: fom, transmittance or retardation
     data.pairs = False  # whether each tile comes with the one it is to be predicted from
     data.inputs = "transmittance"  # modalities of that one, joined by commas
+    data.direction = "AtoB"  # of aligned pairs: AtoB if the left half is that one, BtoA the right
+    data.input_path = ""  # of the source folders: where those are, named as the images in data.path
+    data.input_channels = 1  # of those that are no modalities: 1 grey, 3 colour
+    data.input_range = (0.0, 255.0)  # their limits for data.scaling=range, in their own units
     data.level = 0  # of the pyramid; 0 is the finest
     data.brains = ""  # to read, joined by commas; '' for all
     data.sections = ""  # likewise: <section>, <brain>_<section> or <brain>_<section>_<region>
@@ -70,6 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
         optimiser[player].beta1 = 0.5
         optimiser[player].beta2 = 0.999
         optimiser[player].delay = 0  # steps before it begins, while the other one learns
+    optimiser.decay_from = 1.0  # share of the steps from which rates fall to 0 linearly; 1: never
     optimiser.rescale_lazy = False  # whether Adam makes up for penalties that come lazily
     optimiser.ema_decay = 0.0  # of the generator that samples are made with; 0 for the last one
     optimiser.ema_images = 0  # images in which an average halves, in place of ema_decay; 0: that
@@ -82,6 +87,7 @@ def get_config() -> ml_collections.ConfigDict:
     augment.saturation = 0.0
     augment.contrast = 0.0
     augment.dihedral = False  # whether real images are flipped and turned by right angles
+    augment.jitter = 0  # most pixels by which pairs are shifted along each axis
     augment.oriented = False  # whether the colours of 3 channels encode fibre directions
     augment.noise = 0.0  # standard deviation of noise on what D sees; images are in [-1, 1]
     augment.noise_steps = 0  # in which it fades to 0; 0 if it stays
@@ -133,6 +139,9 @@ def get_config() -> ml_collections.ConfigDict:
     evaluate.count = 10000  # most images of each kind
     evaluate.test_count = 1000  # most of them in a two-sample test
     evaluate.paired = False  # whether --fake predicts --real, file by file of the same name
+    evaluate.passes = (
+        8  # predictions of one input, where the generator makes them by chance; 0: one
+    )
     evaluate.seed = 0
     evaluate.every = 0  # steps between quick evaluations on validation frames in training; 0: none
     evaluate.budget = 256  # most images in those

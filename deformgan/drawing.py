@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 
 from deformgan.fields import jacobian_determinant
@@ -16,6 +17,7 @@ _MOST_POINTS = 400  # of a curve
 _MESH = 8  # lines of a mesh are this many pixels apart, in fields of up to _FINE pixels
 _FINE = 128
 _LARGEST = 1e300  # of a value that can be drawn
+_COLOURS, _UNKNOWN = "inferno", 128  # of maps of errors, and their grey where nothing is judged
 _WIDE = 1000  # largest value over the median from which on an axis is logarithmic
 
 Place = Callable[[float], float]  # from a value to a coordinate on the page
@@ -60,6 +62,40 @@ def accuracy(records: Sequence[dict[str, Any]], title: str) -> dict[str, Any] | 
     options = _PANELS["Accuracy of the discriminator"]
     series = {name: _series(records, name) for name in options["names"]}
     return _panel(title, series, **options)
+
+
+def calibration(
+    curve: Sequence[tuple[float, float, float, float]] | None,
+) -> dict[str, Any] | None:
+    """A plot of error against spread: points, their quartiles, and the line where both are equal.
+
+    Args:
+      curve: spread, error and its first and third quartile of each bin, in degrees; None for none.
+
+    Returns:
+      its paths and ticks; None if there is nothing to draw.
+    """
+    points = np.array(curve or [], np.float64).reshape(-1, 4)
+    if not len(points) or not np.isfinite(points).all():
+        return None
+    ticks = _ticks([0, points.max()], most=5)
+    x = _place((0, ticks[-1]), (PLOT["left"], PLOT["right"]))
+    y = _place((0, ticks[-1]), (PLOT["bottom"], PLOT["top"]))
+    centres = [(x(spread), y(error)) for spread, error, _, _ in points]
+    return {
+        "path": _path(centres),
+        "points": centres,
+        "bars": [(x(spread), y(low), y(high)) for spread, _, low, high in points],
+        "equal": _path([(x(0), y(0)), (x(ticks[-1]), y(ticks[-1]))]),
+        "across": [(x(t), _tick(t, ticks[-1])) for t in ticks],
+        "up": [(y(t), _tick(t, ticks[-1])) for t in ticks],
+    }
+
+
+def coloured(values: np.ndarray, top: float) -> np.ndarray:
+    """Values `[H, W]` from 0 to `top` as colours `[H, W, 3]` uint8; NaN is grey."""
+    shades = matplotlib.colormaps[_COLOURS](np.clip(values / top, 0, 1), bytes=True)[..., :3]
+    return np.where(np.isnan(values)[..., None], np.uint8(_UNKNOWN), shades)
 
 
 def _plain(name: str) -> str:

@@ -32,15 +32,23 @@ def resolve(key: str, package: str, name: str, attribute: str) -> ModuleType:
     adding a file. Raises `UserError` listing the modules that offer `attribute` if there is no
     such one.
     """
-    root = importlib.import_module(package)
-    names = sorted(module.name for module in pkgutil.iter_modules(root.__path__))
-    if name in names:
+    if name in _modules(package):
         module = importlib.import_module(f"{package}.{name}")
         if hasattr(module, attribute):
             return module
-    modules = {n: importlib.import_module(f"{package}.{n}") for n in names}
-    choose(key, name, tuple(n for n, module in modules.items() if hasattr(module, attribute)))
+    choose(key, name, offering(package, attribute))
     raise AssertionError("unreachable: an offered name was not importable")
+
+
+def offering(package: str, attribute: str) -> tuple[str, ...]:
+    """The modules of `package` that have `attribute`."""
+    modules = {n: importlib.import_module(f"{package}.{n}") for n in _modules(package)}
+    return tuple(n for n, module in modules.items() if hasattr(module, attribute))
+
+
+def _modules(package: str) -> list[str]:
+    root = importlib.import_module(package)
+    return sorted(module.name for module in pkgutil.iter_modules(root.__path__))
 
 
 def require_shape(name: str, array: Any, wanted: tuple[int | None, ...]) -> None:

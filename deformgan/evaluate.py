@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -10,12 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from deformgan import __version__, intake, page, parallel, subjects
-from deformgan.checkpoint import Checkpoints
+from deformgan import __version__, intake, page, parallel, predictions, subject_files, subjects
+from deformgan.checkpoint import Checkpoints, Sampler
 from deformgan.errors import UserError, resolve
 from deformgan.judge import check, judge
 from deformgan.log import progress, read_metrics, say
-from deformgan.metrics.subject import Subject
+from deformgan.metrics.subject import Passes, Subject
 from deformgan.sample import generate
 from deformgan.verdict import Report
 from deformgan.workdir import Workdir
@@ -60,23 +63,53 @@ def run(path: str, config: ml_collections.ConfigDict | None, *, step: str) -> pa
             f"data.test: {len(usable)} frames were held out of which the source image tells"
             " nothing; train with a larger data.test"
         )
-    objective = resolve("objective", "deformgan.objectives", own.objective, "create").create(own)
-    num, seed = min(len(usable), own.evaluate.count), own.evaluate.seed
+    num, seed, conditions = min(len(usable), own.evaluate.count), own.evaluate.seed, None
+    if dataset.conditions is not None:
+        chosen, _ = subjects.judged_frames(dataset, num, seed)
+        conditions = predictions.Chosen(dataset.conditions.test, chosen)
+    drawing = functools.partial(_drawing, sampler)
     with progress(f"sampling {num} images", total=num) as advance:
-        parts = generate(objective, sampler.variables, sampler.constants, seed=seed, num=num)
+        parts = drawing(own)(seed=seed, num=num, conditions=conditions)
         found = sampler.constants.get("velocity")
         subject = subjects.of_run(dataset, parts, own, advance, train_velocity=found)
+    if conditions is not None:
+        subject = dataclasses.replace(subject, passes=_passes(drawing, conditions, own))
     with workdir.writing():
         report = judge(subject, own.evaluate, encoder=workdir.local / "encoder.safetensors")
+    made = "samples" if conditions is None else "predictions"
     about = {
         "kind": "run",
         "real": f"test frames of {own.data.source}:{own.data.path or own.data.set}".rstrip(":"),
-        "fake": f"samples of step {sampler.step} of {workdir.root}",
+        "fake": f"{made} of step {sampler.step} of {workdir.root}",
         "split": "test",
         "objective": own.objective,
         "checkpoint": sampler.step,
     }
     return finish(workdir, own, report, subject, about, start)
+
+
+def _drawing(sampler: Sampler, config: ml_collections.ConfigDict) -> Callable[..., Any]:
+    """`generate` with the generator of a checkpoint."""
+    create = resolve("objective", "deformgan.objectives", config.objective, "create").create
+    return functools.partial(generate, create(config), sampler.variables, sampler.constants)
+
+
+def _passes(
+    drawing: Callable[[ml_collections.ConfigDict], Callable[..., Any]],
+    conditions: predictions.Chosen,
+    config: ml_collections.ConfigDict,
+) -> Passes | None:
+    """Repeated predictions of some inputs, dropout on, of a generator of orientations with it."""
+    count = config.evaluate.get("passes", 0)
+    if not (count and config.model.get("dropout", 0) and predictions.oriented(config)):
+        return None
+    varied = config.copy_and_resolve_references()
+    varied.model.test_dropout = True
+    which = predictions.repeated(len(conditions), count)
+    again, seed = predictions.Chosen(conditions, which), config.evaluate.seed + 1
+    with progress(f"{count} passes of {len(which) // count} inputs", total=len(which)) as advance:
+        parts = drawing(varied)(seed=seed, num=len(which), conditions=again)
+        return predictions.gathered(parts, which, count, advance)
 
 
 def run_on_files(
@@ -104,7 +137,7 @@ def run_on_files(
     for name in ("config.json", "evaluation.json"):
         if (workdir.root / name).exists():
             raise UserError(f"workdir: {path} holds {name}; choose another --workdir=DIR")
-    subject = subjects.of_files({"real": real, "fake": fake, "train": train}, config)
+    subject = subject_files.read({"real": real, "fake": fake, "train": train}, config)
     report = judge(subject, config.evaluate)
     about = {"kind": "files", "real": real, "fake": fake, "train": train, "split": "as given"}
     finish(workdir, config, report, subject, about, start)
@@ -191,6 +224,8 @@ def _row(
     value = _number(entry[key])
     if entry.get("spread") is not None:
         value += f" ± {_number(entry['spread'])}"
+    if entry.get("quartiles") is not None:
+        value += f" ({' to '.join(map(_number, entry['quartiles']))})"
     interval = entry.get("interval")
     around = "" if interval is None else " to ".join(map(_number, interval))
     n = " / ".join(map(str, entry.get("n", ())))

@@ -13,8 +13,8 @@ import numpy as np
 from deformgan import parallel, verdict
 from deformgan.errors import UserError, choose, resolve
 from deformgan.log import progress
-from deformgan.metrics import features, two_sample
-from deformgan.metrics.subject import Features, ImageSet, Subject
+from deformgan.metrics import calibration, features, two_sample
+from deformgan.metrics.subject import Features, ImageSet, Subject, grouped
 from deformgan.verdict import Report
 
 CONTROLS = {
@@ -36,6 +36,8 @@ def check(settings: ml_collections.ConfigDict) -> None:
         raise UserError("evaluate.count, evaluate.test_count, evaluate.budget: give 8 or more")
     if settings.every < 0 or settings.seed < 0:
         raise UserError("evaluate.every, evaluate.seed: give 0 or more")
+    if (passes := settings.get("passes", 0)) and passes < calibration.FEWEST:
+        raise UserError(f"evaluate.passes: {passes}; give {calibration.FEWEST} or more, or 0")
     if settings.inception_weights:
         features.inception(settings.inception_weights)
 
@@ -144,6 +146,7 @@ def _features(subject: Subject, extractor: features.Extractor, quiet: bool) -> F
 def _tests(subject: Subject, settings: ml_collections.ConfigDict, quiet: bool) -> Report:
     """All two-sample tests on the subject, its floor and its controls."""
     names, seed = tuple(settings.tests), subject.seed
+    real, fake = _strangers(subject) if subject.paired else (subject.real, subject.fake)
     tests: Report = {}
     controls: Report = {}
 
@@ -166,7 +169,7 @@ def _tests(subject: Subject, settings: ml_collections.ConfigDict, quiet: bool) -
         return plain | {k: v for k, v in dataclasses.asdict(found).items() if k != "scores"}
 
     for name in names:
-        tests[name] = test(name, subject.real, subject.fake, "real against generated")
+        tests[name] = test(name, real, fake, "real against generated")
         if subject.floor is not None:
             tests[name]["floor"] = test(name, *subject.floor, "real against real")
         else:
@@ -184,10 +187,21 @@ def _tests(subject: Subject, settings: ml_collections.ConfigDict, quiet: bool) -
     return {"tests": tests, "controls": controls}
 
 
+def _strangers(subject: Subject) -> tuple[ImageSet, ImageSet]:
+    """Targets of half of the blocks and predictions of the others, so that no two are a pair.
+
+    A classifier that knows a target would else take its prediction for the target, and the reverse.
+    """
+    blocks = subject.real.blocks
+    half = grouped(blocks, 2) == 0
+    return subject.real.take(np.flatnonzero(half)), subject.fake.take(np.flatnonzero(~half))
+
+
 def _plain_score(score: Any, family: str, seed: int) -> Report:
     plain = dataclasses.asdict(score) | {"family": family, "seed": seed}
-    if not score.reason:
-        del plain["reason"]
+    for name in ("reason", "quartiles", "curve"):
+        if not plain[name]:
+            del plain[name]
     return plain
 
 

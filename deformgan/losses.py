@@ -1,15 +1,18 @@
-"""Adversarial losses and gradient penalties, one function each, per example.
+"""Adversarial losses, gradient penalties and distances of predictions, one function each.
 
-A loss takes the discriminator's outputs on a batch of real and of fake images, both `[B]`, and
-returns what both players minimise and which answers were correct by the loss's own decision rule.
-All take logits but `hinge_embedding`, whose discriminator ends in tanh (`bounded_output`).
+An adversarial loss takes the discriminator's outputs on a batch of real and of fake images, both
+`[B]`, and returns what both players minimise and which answers were correct by the loss's own
+decision rule; outputs on patches, `[B, h, w]`, are treated one by one. All take logits but
+`hinge_embedding`, whose discriminator ends in tanh (`bounded_output`). Penalties and distances are
+per example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import dm_pix
 import jax
 import jax.numpy as jnp
 from jax.nn import relu, softplus
@@ -18,7 +21,7 @@ from deformgan.errors import UserError, choose
 
 
 class Adversarial(NamedTuple):
-    """The two players' losses and the discriminator's right answers, each `[B]`."""
+    """The two players' losses and the discriminator's right answers, each like its outputs."""
 
     disc: jax.Array
     gen: jax.Array
@@ -27,6 +30,7 @@ class Adversarial(NamedTuple):
 
 
 Loss = Callable[[jax.Array, jax.Array], Adversarial]
+Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def minimax(real: jax.Array, fake: jax.Array) -> Adversarial:
@@ -176,3 +180,68 @@ def path_length_penalty(lengths: jax.Array, mean: jax.Array) -> jax.Array:
       `[B]`, not negative.
     """
     return jnp.square(lengths - jax.lax.stop_gradient(mean))
+
+
+def l1(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean absolute difference of images `[B, H, W, C]`, `[B]`; Isola et al. 2017, eq. 3."""
+    return jnp.mean(jnp.abs(predicted - target), (1, 2, 3))
+
+
+def l2(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean squared difference of images `[B, H, W, C]`, `[B]`."""
+    return jnp.mean(jnp.square(predicted - target), (1, 2, 3))
+
+
+def axial(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """Distance of fibre axes in the space "orientation": directions modulo 180 degrees.
+
+    The mean over pixels of the length of the difference of the vectors (cos 2φ, sin 2φ), plus the
+    absolute differences of inclination and mask, in the units of the space. Unlike `l1` it does not
+    depend on how the plane is turned. In tissue, the vectors count by the cosine of the true
+    inclination: the direction of a steep fibre says little.
+
+    Args:
+      predicted: `[B, H, W, 4]`; see `orientation` for the space.
+      target: `[B, H, W, 4]`.
+
+    Returns:
+      `[B]`, in [0, 6].
+    """
+    difference = predicted - target
+    tissue = (target[..., 3] + 1) / 2
+    flat = jnp.cos((target[..., 2] + 1) * (jnp.pi / 4))
+    squared = jnp.sum(jnp.square(difference[..., :2]), -1)
+    length = jnp.sqrt(squared + 1e-12) - 1e-6  # smooth at 0, where there would be no gradient
+    weight = tissue * flat + 1 - tissue
+    rest = jnp.abs(difference[..., 2]) + jnp.abs(difference[..., 3])
+    return jnp.mean(weight * length + rest, (1, 2))
+
+
+DISTANCES = ("l1", "l2", "axial")
+
+
+def distance(name: str) -> Distance:
+    """The distance of predictions `[B, H, W, C]` from targets, `[B]`, that `loss.pixel` names."""
+    choose("loss.pixel", name, DISTANCES)
+    chosen: Distance = globals()[name]
+    return chosen
+
+
+def dissimilarity(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """1 - SSIM of images `[B, H, W, C]` in [-1, 1], sides of 11 pixels or more; `[B]` in [0, 2].
+
+    Wang et al. 2004, Gaussian window of 11 pixels.
+    """
+    similarity: jax.Array = dm_pix.ssim((predicted + 1) / 2, (target + 1) / 2, max_val=1.0)
+    return 1 - similarity
+
+
+def feature_matching(fake: Sequence[jax.Array], real: Sequence[jax.Array]) -> jax.Array:
+    """Mean absolute difference of a discriminator's features, `[B]`; Wang et al. 2018, eq. 4.
+
+    Args:
+      fake: of each layer, `[B, h, w, F]`, on predictions.
+      real: the same on targets.
+    """
+    each = [l1(a, b) for a, b in zip(fake, real, strict=True)]
+    return sum(each[1:], each[0]) / len(each)

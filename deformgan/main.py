@@ -25,12 +25,18 @@ MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config and variants>.")
 SAMPLE = {
     "num": flags.DEFINE_integer("num", 64, "sample: how many images."),
-    "out": flags.DEFINE_string("out", "", "sample: folder to write to; the default is in WORKDIR."),
+    "out": flags.DEFINE_string("out", "", "sample: where to write to; the default is in WORKDIR."),
     "form": flags.DEFINE_string("format", "npz", "sample: npz, png or tiff."),
     "seed": flags.DEFINE_integer("seed", 0, "sample: seed of the latents."),
     "truncation": flags.DEFINE_float("truncation", 1.0, "sample: factor on styles; 1 for none."),
     "interpolate": flags.DEFINE_integer("interpolate", 0, "sample: images between two samples."),
     "project": flags.DEFINE_string("project", "", "sample: image whose style to look for."),
+}
+TRANSLATE = {
+    "files": flags.DEFINE_string("input", "", "sample: image or section to translate."),
+    "passes": flags.DEFINE_integer("passes", 1, "sample --input: passes, that differ by dropout."),
+    "overlap": flags.DEFINE_float("overlap", 0.67, "sample --input: of tiles, a share of theirs."),
+    "level": flags.DEFINE_integer("level", -1, "sample --input: of the pyramid; -1 as trained."),
 }
 STEP = flags.DEFINE_string("step", "newest", "sample, evaluate: checkpoint: newest, best, number.")
 FILES = {
@@ -65,10 +71,16 @@ def run(argv: list[str]) -> None:
     if path is None:
         path = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     print(f"deformgan {__version__}: {MODE.value}, {path}", flush=True)
-    if MODE.value == "sample":
+    if MODE.value == "sample" and TRANSLATE["files"].value:
+        from deformgan import translate
+
+        used = TRANSLATE | {name: SAMPLE[name] for name in ("out", "seed")}
+        values: dict[str, Any] = {name: flag.value for name, flag in used.items()}
+        translate.run(path, config, step=STEP.value, **values)
+    elif MODE.value == "sample":
         from deformgan import sample
 
-        values: dict[str, Any] = {name: flag.value for name, flag in SAMPLE.items()}
+        values = {name: flag.value for name, flag in SAMPLE.items()}
         sample.run(path, config, step=STEP.value, **values)
     elif on_files:
         from deformgan import evaluate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from deformgan import subjects
+from deformgan import predictions, subjects
 from deformgan.data.pipeline import Dataset
 from deformgan.errors import UserError, choose
 from deformgan.judge import judge
@@ -21,8 +22,10 @@ from deformgan.step import Purpose, example_keys
 
 EVALUATED = "evaluate/"  # how the names of what `evaluate` finds begin
 _IDEAL = {"sliced_wasserstein": 0.0, "diversity": 1.0, "folded": 0.0}
+_IDEAL_OF_PAIRS = {"mse": 0.0, "axial_error": 0.0}
 _MONITORED = 64  # samples that collapse is watched on
 _SHOWN = 16  # the first of them, in pictures
+_HELD = 512  # validation frames that samples are compared with, at most
 _FEWEST = 8  # validation frames that an evaluation needs
 _TESTS, _FAMILIES = ("statistics",), ("distances", "diversity", "field_health")  # the quick ones
 
@@ -32,29 +35,42 @@ class Monitor:
 
     Attributes:
       real: validation frames, or training ones where too few were held out.
+      inputs: of pairs, what these are predicted from; else None.
     """
 
     def __init__(
         self, objective: Objective, dataset: Dataset, config: ml_collections.ConfigDict
     ) -> None:
         self._dataset, self._config = dataset, config
-        held_out = dataset.validation if len(dataset.validation) > 1 else dataset.train
-        self.real = np.stack([held_out[i] for i in range(min(len(held_out), 512))])
+        split = "validation" if len(dataset.validation) > 1 else "train"
+        self.real = _first(getattr(dataset, split))
+        self.inputs, given = None, dataset.conditions
+        if given is not None:
+            self.inputs = _first(getattr(given, split))
         key = jax.random.key(config.seed)
 
-        def sample(variables: Any, constants: Constants, count: int) -> Samples:
+        def sample(
+            variables: Any, constants: Constants, inputs: jax.Array | None, count: int
+        ) -> Samples:
+            """Predictions of the first inputs, again from the first on if these are fewer."""
             keys = example_keys(key, 0, Purpose.SAMPLE, jnp.arange(count))
-            return objective.sample(variables, constants, keys)
+            if inputs is not None:
+                inputs = inputs[jnp.arange(count) % len(inputs)]
+            return objective.sample(variables, constants, keys, inputs)
 
-        def watch(variables: Any, constants: Constants, real: jax.Array) -> dict[str, jax.Array]:
-            samples = sample(variables, constants, _MONITORED)
+        def watch(
+            variables: Any, constants: Constants, inputs: jax.Array | None, real: jax.Array
+        ) -> dict[str, jax.Array]:
+            count = _MONITORED if inputs is None else min(_MONITORED, len(inputs))
+            samples = sample(variables, constants, inputs, count)
             distance = sliced_wasserstein(key, samples.images, real)
             return objective.monitor(samples, real) | {"sliced_wasserstein": distance}
 
-        self._sample = jax.jit(sample, static_argnames="count")
-        self._watch = functools.partial(jax.jit(watch), real=jnp.asarray(self.real))
+        held = None if self.inputs is None else jnp.asarray(self.inputs)
+        self._sample = functools.partial(jax.jit(sample, static_argnames="count"), inputs=held)
+        self._watch = functools.partial(jax.jit(watch), inputs=held, real=jnp.asarray(self.real))
         self._best: str = config.checkpoint.best
-        self._ideal = dict(_IDEAL)
+        self._ideal = _IDEAL | ({} if given is None else _IDEAL_OF_PAIRS)
         self._settings = ml_collections.ConfigDict(config.evaluate.to_dict())
         self._settings.tests = tuple(t for t in config.evaluate.tests if t in _TESTS)
         self._settings.metrics = tuple(m for m in config.evaluate.metrics if m in _FAMILIES)
@@ -112,8 +128,8 @@ class Monitor:
         return self._subject(self.shown(variables, constants))
 
     def _subject(self, samples: Samples) -> Subject:
-        seed = self._config.evaluate.seed
-        return subjects.of_training(self._dataset, samples, self._train, seed)
+        seed, oriented = self._config.evaluate.seed, predictions.oriented(self._config)
+        return subjects.of_training(self._dataset, samples, self._train, seed, oriented=oriented)
 
     @functools.cached_property
     def _train(self) -> ImageSet:
@@ -122,3 +138,7 @@ class Monitor:
     def deviations(self, scores: dict[str, float]) -> dict[str, float]:
         """How far each score is from its ideal, for those that have one."""
         return {k: abs(v - self._ideal[k]) for k, v in scores.items() if k in self._ideal}
+
+
+def _first(images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    return np.stack([images[i] for i in range(min(len(images), _HELD))])

@@ -8,7 +8,6 @@ page neither a connection nor any script but its own.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -19,16 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import jinja2
 import ml_collections
 import numpy as np
 
-from deformgan import __version__, drawing, parallel
-from deformgan.errors import require_shape
+from deformgan import __version__, drawing, gallery, parallel
+from deformgan.gallery import Pictures
 from deformgan.workdir import Workdir, to_json, write_atomically
 
-_MOST_IMAGES = 24  # of each kind
 _LEVEL = 0.05  # of significance
 _DASH, _MINUS, _TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 _LARGEST = 1e300  # of a number that can be drawn
@@ -46,25 +43,10 @@ _FAMILIES = {
     "manifold": "Fidelity and coverage",
     "copying": "Copying of training images",
     "image_error": "Image error",
+    "orientation_error": "Error of fibre orientation",
+    "calibration": "Calibration of the passes",
     "field_health": "Health of the fields",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Images to show: uint8 `[N, H, W, C]`, C 1 or 3; arrays of length 0 where there are none.
-
-    Attributes:
-      real: real images.
-      generated: samples.
-      nearest: the training image nearest to each sample; as many as `generated`, or none.
-      displacement: `[N, H, W, 2]` pixels, of each sample; as many as `generated`, or none.
-    """
-
-    real: np.ndarray
-    generated: np.ndarray
-    nearest: np.ndarray
-    displacement: np.ndarray
 
 
 def of_run(
@@ -156,7 +138,7 @@ def write(
     Raises:
       ValueError: if the pictures do not fit each other or are not uint8.
     """
-    _check(pictures)
+    gallery.check(pictures)
     found: dict[str, Any] = _finite(evaluation) or {}
     metrics = found.get("metrics") or {}
     workdir = shlex.quote(facts["workdir"]) if "workdir" in facts else "WORKDIR"
@@ -177,7 +159,9 @@ def write(
         families=_by_family(metrics),
         example=next((m for m in metrics.values() if m.get("value") is not None), None),
         warnings=list(dict.fromkeys([*warnings, *(found.get("warnings") or [])])),
-        gallery=_gallery(pictures),
+        gallery=gallery.images(pictures),
+        pairs=gallery.pairs(pictures),
+        calibration=drawing.calibration((metrics.get("calibration_slope") or {}).get("curve")),
         estimation=estimation,
         panels=main,
         other_panels=other,
@@ -246,21 +230,6 @@ def _finite(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def _check(pictures: Pictures) -> None:
-    for name, array in dataclasses.asdict(pictures).items():
-        require_shape(f"pictures.{name}", array, (None, None, None, None))
-        wanted = (2,) if name == "displacement" else (1, 3)
-        if len(array) and array.shape[-1] not in wanted:
-            raise ValueError(f"pictures.{name}: wanted {wanted} channels, got {array.shape[-1]}")
-        if name != "displacement" and len(array) and array.dtype != np.uint8:
-            raise ValueError(f"pictures.{name}: wanted uint8, got {array.dtype}")
-        if name in ("nearest", "displacement") and len(array) not in (0, len(pictures.generated)):
-            raise ValueError(
-                f"pictures.{name}: wanted one of each of the {len(pictures.generated)} generated"
-                f" images or none, got {len(array)}"
-            )
-
-
 def _badge(evaluation: dict[str, Any]) -> tuple[str, str]:
     """State (`apart`, `alike` or `open`) and the few words that go with it."""
     verdict = evaluation.get("verdict") or {}
@@ -324,31 +293,3 @@ def _bar(metric: dict[str, Any]) -> dict[str, float] | None:
     if "value" not in places or not {"floor", "ideal"} & places.keys() or least == most:
         return None
     return {k: (v - least) / (most - least) for k, v in places.items()}
-
-
-def _gallery(pictures: Pictures) -> dict[str, Any]:
-    real, generated, nearest, displacement = (
-        array[:_MOST_IMAGES] for array in dataclasses.astuple(pictures)
-    )
-    meshes = [drawing.mesh(field) for field in displacement] if len(displacement) else []
-    samples = [
-        {
-            "image": data_uri(image),
-            "nearest": data_uri(nearest[i]) if len(nearest) else None,
-            "mesh": meshes[i] if meshes else None,
-        }
-        for i, image in enumerate(generated)
-    ]
-    return {
-        "real": [data_uri(image) for image in real],
-        "samples": samples,
-        "size": {name: array.shape[1:3] for name, array in dataclasses.asdict(pictures).items()},
-        "total": {"real": len(pictures.real), "generated": len(pictures.generated)},
-        "every": drawing.spacing(displacement.shape[1:3])[0],
-    }
-
-
-def data_uri(image: np.ndarray) -> str:
-    """An image `[H, W, C]` as a PNG that a page holds inside."""
-    png = imagecodecs.png_encode(image[..., 0] if image.shape[-1] == 1 else image)
-    return "data:image/png;base64," + base64.b64encode(png).decode()

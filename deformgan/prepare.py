@@ -5,7 +5,6 @@ from __future__ import annotations
 import ml_collections
 
 from deformgan.data import pipeline, tfds
-from deformgan.errors import UserError
 from deformgan.intake import screen
 from deformgan.log import say
 from deformgan.workdir import Workdir
@@ -18,16 +17,17 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
       UserError: for bad input, or if the dataset exists already.
     """
     pipeline.check(config.data)
-    if config.data.pairs:
-        raise UserError("data.pairs: a prepared dataset holds no pairs yet; set it to False")
     workdir = Workdir(path, create=True)
     frames = screen(pipeline.open_frames(config.data), config.data, workdir)
-    depth = pipeline.survey(frames, config.data)
+    depths = pipeline.survey(frames, config.data)
     split, _ = pipeline.split_frames(frames, config.data)
-    target = tfds.write(frames, split, depth, str(workdir.root / "dataset"), "frames")
+    target = tfds.write(frames, split, depths, str(workdir.root / "dataset"), "frames")
     counts = ", ".join(f"{split.count(s)} {s}" for s in dict.fromkeys(split))
+    given, paired = frames.read(0).condition, ""
+    if given is not None:
+        paired = f" --config.data.pairs=True --config.data.input_channels={given.shape[-1]}"
     say(
         f"wrote {counts} frames to {target}\n"
-        f"  train on them with --config.data.source=tfds --config.data.path={target}"
+        f"  train on them with --config.data.source=tfds --config.data.path={target}{paired}"
     )
     workdir.close()

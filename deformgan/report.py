@@ -22,18 +22,29 @@ _MESH = 8  # lines of the mesh are this many pixels apart
 _MOST_THUMBNAILS = 64
 
 
-def sample_grid(file: Path, samples: Samples, real: np.ndarray, source: np.ndarray) -> None:
+def sample_grid(
+    file: Path,
+    samples: Samples,
+    real: np.ndarray,
+    source: np.ndarray,
+    inputs: np.ndarray | None = None,
+) -> None:
     """Draws real images, generated ones with their points, and their fields.
 
     A field is shown as the mesh that a regular grid on the source becomes; folds are red. The
-    source is shown where there are fields.
+    source is shown where there are fields. Of pairs, rows of inputs, predictions and targets.
 
     Args:
       file: the PNG to write.
       samples: 8 or more.
       real: `[N, H, W, C]` in [-1, 1].
       source: `[H, W, C]` the image that is warped.
+      inputs: `[N, H, W, K]` in [-1, 1] of pairs: what the first samples were predicted from, and
+        `real` are their targets. Of inputs that are not grey or in colour, the first channel.
     """
+    if inputs is not None:
+        _pairs(file, samples, real, inputs)
+        return
     warped = int("displacement" in samples.fields)
     rows = warped + 2
     figure = Figure(figsize=(1.6 * _COLUMNS, 1.7 * rows), layout="constrained")
@@ -55,6 +66,18 @@ def sample_grid(file: Path, samples: Samples, real: np.ndarray, source: np.ndarr
         folds = np.asarray(jacobian_determinant(jnp.asarray(field))) < 0
         for column in range(_COLUMNS):
             _mesh(axes[2, column], field[column], folds[column])
+    figure.savefig(file, dpi=110)
+
+
+def _pairs(file: Path, samples: Samples, real: np.ndarray, inputs: np.ndarray) -> None:
+    """Rows of inputs, predictions and targets."""
+    seen = inputs if inputs.shape[-1] == 3 else inputs[..., :1]
+    rows = {"input": seen, "prediction": np.asarray(samples.images), "target": real}
+    figure = Figure(figsize=(1.6 * _COLUMNS, 1.7 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), _COLUMNS, squeeze=False)
+    for row, (name, images) in zip(axes, rows.items(), strict=True):
+        for column, axis in enumerate(row):
+            _image(axis, images[column % len(images)], "" if column else name)
     figure.savefig(file, dpi=110)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,17 +150,33 @@ def generate(
     *,
     seed: int,
     num: int,
+    conditions: Sequence[np.ndarray] | np.ndarray | None = None,
 ) -> Iterator[Samples]:
     """Draws `num` samples, a chunk at a time, as NumPy arrays; the same for any number of devices.
 
     Chunks are always whole inside, so that `num` does not change what a sample is.
+
+    Args:
+      objective: that the variables are of.
+      variables: of the generator.
+      constants: of the objective.
+      seed: of the draws.
+      num: of samples.
+      conditions: `num` inputs `[H, W, K]` in [-1, 1], of an objective that predicts from them;
+        read when their chunk is drawn.
     """
+    if conditions is not None and len(conditions) < num:
+        raise ValueError(f"conditions: wanted {num}, one a sample, got {len(conditions)}")
     held = jax.tree.map(jnp.asarray, dict(constants))
-    draw = jax.jit(lambda keys: objective.sample(variables, held, keys))
+    draw = jax.jit(lambda keys, given: objective.sample(variables, held, keys, given))
     for first in range(0, num, _CHUNK):
         indices = jnp.arange(first, first + _CHUNK)
         keys = example_keys(jax.random.key(seed), 0, Purpose.SAMPLE, indices)
-        part = jax.device_get(draw(parallel.spread(keys)))
+        given = None
+        if conditions is not None:  # the last ones fill up the last chunk
+            own = np.minimum(np.arange(first, first + _CHUNK), num - 1)
+            given = parallel.spread(np.stack([conditions[int(i)] for i in own]))
+        part = jax.device_get(draw(parallel.spread(keys), given))
         yield jax.tree.map(lambda leaf, n=num - first: leaf[:n], part)
 
 

@@ -64,7 +64,9 @@ def truncated(objective: Objective, truncation: float) -> Objective:
     """
     styles = styles_of(objective, "truncation")
 
-    def sample(variables: Variables, constants: Any, keys: jax.Array) -> Samples:
+    def sample(
+        variables: Variables, constants: Any, keys: jax.Array, conditions: jax.Array | None = None
+    ) -> Samples:
         w = truncate(styles.of(variables, keys), styles.mean(variables), truncation)
         return styles.show(styles.render(variables, w, keys))
 

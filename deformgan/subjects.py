@@ -1,34 +1,33 @@
-"""What an evaluation judges: the samples of a run, or sets of images that lie on disk."""
+"""What an evaluation judges: the samples of a run, finished or in training."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from deformgan import fields
-from deformgan.data import arrays, folder, pipeline, scaling, splits
-from deformgan.data.frames import Frame, Frames
+from deformgan import fields, predictions
+from deformgan.data import pipeline, scaling
 from deformgan.errors import UserError, resolve
-from deformgan.log import Advance, say
+from deformgan.gallery import Pictures
+from deformgan.log import Advance
 from deformgan.metrics.copying import neighbours
 from deformgan.metrics.subject import ImageSet, Subject
 from deformgan.objectives.contract import Samples
-from deformgan.page import Pictures
 from deformgan.warp import warp
 
 _SHOWN = 16  # images of each kind in a report
 REFERENCE = 5000  # most training images that others are compared with
 _FIELDS = 512  # fields of so many samples are judged
 _CONTROL_POINTS, _STEEPEST = 6, 0.9  # of the fields that the control is warped by
-_LOOKED_AT = 16  # images that show whether a set is in colour
-_UNKNOWN = "neither the truth nor a fitted model of these images is known"
-_MODEL_CONTROLS = ("noise_5_percent", "field_minus_25_percent")
+UNKNOWN: dict[str, ImageSet | str] = dict.fromkeys(
+    ("noise_5_percent", "field_minus_25_percent"),
+    "neither the truth nor a fitted model of these images is known",
+)
 
 
 def of_run(
@@ -43,24 +42,27 @@ def of_run(
 
     Args:
       dataset: of the run.
-      parts: samples, as many as there are usable test frames, or fewer.
+      parts: samples, as many as there are usable test frames, or fewer; of pairs, predictions of
+        the frames that `judged_frames` names.
       config: of the run.
       advance: called with the number of samples of each part.
       train_velocity: of the training images, where the objective found it.
     """
-    scale, seed = dataset.scaling, config.evaluate.seed
-    stored, made = _collected(parts, scale, advance)
-    usable, notes = usable_frames(dataset)
+    scale, seed, paired = dataset.scaling, config.evaluate.seed, dataset.conditions is not None
+    stored, made = _collected(parts, scale, advance, paired=paired)
+    chosen, notes = judged_frames(dataset, len(stored), seed)
 
     def held(images: Sequence[np.ndarray] | np.ndarray, split: str, chosen: np.ndarray) -> ImageSet:
         blocks = np.asarray(dataset.split["blocks"][split], int)[chosen]
         own = np.concatenate([scale.outward(images[i])[None] for i in chosen])
         return ImageSet(own, *scale.stored_limits(), blocks)
 
-    real = held(dataset.test, "test", usable[_chosen(len(usable), len(stored), seed)])
-    most = min(config.evaluate.count, REFERENCE)
-    train = held(dataset.train, "train", _chosen(len(dataset.train), most, seed))
-    controls: dict[str, ImageSet | str] = {"source_warped": _warped(dataset.source.image, real)}
+    real = held(dataset.test, "test", chosen)
+    known = drawn(len(dataset.train), min(config.evaluate.count, REFERENCE), seed)
+    train = held(dataset.train, "train", known)
+    controls: dict[str, ImageSet | str] = {
+        "source_warped": warped_control(dataset.source.image, real)
+    }
     reader = resolve("data.source", "deformgan.data", config.data.source, "read")
     if hasattr(reader, "controls"):
         for name, frames in reader.controls(config.data, len(real)).items():
@@ -70,25 +72,39 @@ def of_run(
                 controls[name] = _independent(wrong, real)
     return Subject(
         real=real,
-        fake=_independent(stored, real),
+        fake=dataclasses.replace(real, stored=stored) if paired else _independent(stored, real),
         train=train,
         seed=seed,
         notes=notes,
-        controls=dict.fromkeys(_MODEL_CONTROLS, _UNKNOWN) | controls,
+        controls=UNKNOWN | controls,
         displacement=made.get("displacement"),
         velocity=made.get("velocity"),
         train_velocity=train_velocity,
+        paired=paired,
+        oriented=predictions.oriented(config),
+        condition=predictions.inputs(dataset, "test", chosen),
+        train_condition=predictions.inputs(dataset, "train", known),
+        orientation=predictions.orientation_set(made.get("held"), real.blocks),
     )
+
+
+def judged_frames(
+    dataset: pipeline.Dataset, count: int, seed: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Indices of the `count` test frames that a run is judged by, and what was left out."""
+    usable, notes = usable_frames(dataset)
+    return usable[drawn(len(usable), count, seed)], notes
 
 
 def usable_frames(dataset: pipeline.Dataset) -> tuple[np.ndarray, tuple[str, ...]]:
     """Indices of the test frames that a run may be judged by, and what was left out, in words.
 
-    A source image from the test split has been seen; so has what was taken with it.
+    A source image from the test split has been seen; so has what was taken with it. In pairs it
+    plays no part.
     """
     blocks = np.asarray(dataset.split["blocks"]["test"], int)
     names = dataset.split["names"]["test"]
-    if dataset.source.name not in names:
+    if dataset.source.name not in names or dataset.conditions is not None:
         return np.arange(len(blocks)), ()
     own = blocks == blocks[names.index(dataset.source.name)]
     note = (
@@ -98,30 +114,48 @@ def usable_frames(dataset: pipeline.Dataset) -> tuple[np.ndarray, tuple[str, ...
     return np.flatnonzero(~own), (note,)
 
 
-def of_training(dataset: pipeline.Dataset, samples: Samples, train: ImageSet, seed: int) -> Subject:
+def of_training(
+    dataset: pipeline.Dataset,
+    samples: Samples,
+    train: ImageSet,
+    seed: int,
+    *,
+    oriented: bool = False,
+) -> Subject:
     """Validation frames beside as many samples, for the quick judgement of a run in training.
 
     Without two validation frames, training frames take their place.
 
     Args:
       dataset: of the run.
-      samples: as many as there are frames, or fewer.
+      samples: as many as there are frames, or fewer; of pairs, predictions of those frames.
       train: as `reference` gives it.
       seed: of the evaluation.
+      oriented: as `predictions.oriented` tells.
     """
     scale, real = dataset.scaling, train.take(np.arange(min(len(train), len(samples.images))))
+    split, paired = "train", dataset.conditions is not None
     if len(dataset.validation) > 1:
+        split = "validation"
         frames = dataset.validation[: len(samples.images)]
         blocks = np.asarray(dataset.split["blocks"]["validation"], int)[: len(frames)]
         real = ImageSet(scale.outward(frames), *scale.stored_limits(), blocks)
     made = {name: np.asarray(values) for name, values in samples.fields.items()}
+    stored = scale.outward(np.asarray(samples.images[: len(real)]))
+    held = None
+    if paired and "orientation" in made:
+        held = predictions.held_orientations(made["orientation"][: len(real)])
     return Subject(
         real=real,
-        fake=_independent(scale.outward(np.asarray(samples.images[: len(real)])), real),
+        fake=dataclasses.replace(real, stored=stored) if paired else _independent(stored, real),
         train=train,
         seed=seed,
         displacement=made.get("displacement"),
         velocity=made.get("velocity"),
+        paired=paired,
+        oriented=oriented,
+        condition=predictions.inputs(dataset, split, np.arange(len(real))),
+        orientation=predictions.orientation_set(held, real.blocks),
     )
 
 
@@ -134,12 +168,16 @@ def reference(dataset: pipeline.Dataset) -> ImageSet:
 
 
 def gallery(subject: Subject) -> Pictures:
-    """The first images of each kind at 8 bits, and the training images nearest to the samples."""
+    """The first images of each kind at 8 bits, and the training images nearest to the samples.
+
+    Of pairs with inputs, some from beginning to end, with the maps of their errors.
+    """
 
     def shown(images: ImageSet) -> np.ndarray:
-        unit = np.clip(images.unit(np.s_[:_SHOWN]), -1, 1)
-        return np.round((unit + 1) * 127.5).astype(np.uint8)
+        return predictions.eight_bits(images.take(np.arange(min(_SHOWN, len(images)))))
 
+    if subject.paired and subject.condition is not None:
+        return predictions.gallery(subject, _SHOWN)
     fake = subject.fake.take(np.arange(min(_SHOWN, len(subject.fake))))
     near = np.zeros((0, *fake.stored.shape[1:]), np.uint8)
     if subject.train is not None:
@@ -151,13 +189,16 @@ def gallery(subject: Subject) -> Pictures:
 
 
 def _collected(
-    parts: Iterable[Samples], scale: scaling.Scaling, advance: Advance
+    parts: Iterable[Samples], scale: scaling.Scaling, advance: Advance, *, paired: bool
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Images at the input's depth, and the fields of the first of them."""
+    """Images at the input's depth, and the fields of the first of them; of pairs all, as `held`."""
     images: list[np.ndarray] = []
     made: dict[str, list[np.ndarray]] = {}
     for part in parts:
         images.append(scale.outward(np.asarray(part.images)))
+        if paired and "orientation" in part.fields:
+            found = predictions.held_orientations(np.asarray(part.fields["orientation"]))
+            made.setdefault("held", []).append(found)
         for name, values in part.fields.items():
             own = made.setdefault(name, [])
             own.append(np.asarray(values)[: _FIELDS - sum(map(len, own))])
@@ -165,135 +206,12 @@ def _collected(
     return np.concatenate(images), {name: np.concatenate(own) for name, own in made.items()}
 
 
-def of_files(paths: Mapping[str, str], config: ml_collections.ConfigDict) -> Subject:
-    """Sets of images as they are on disk: 'real', 'fake' and perhaps 'train'.
-
-    Args:
-      paths: a folder, TIFF stack or .npz file for each; '' for none.
-      config: its `evaluate` block and `data.channel` are used.
-
-    Raises:
-      UserError: naming the set whose images cannot be read or are of another size or depth.
-    """
-    paths, settings = {flag: path for flag, path in paths.items() if path}, config.evaluate
-    channel = config.data.channel
-    coloured = any(_is_colour(_open(flag, path, channel, 3)) for flag, path in paths.items())
-    names: dict[str, list[str]] = {}
-    values: dict[str, np.ndarray] = {}
-    blocks: dict[str, np.ndarray] = {}
-    chosen = np.zeros(0, int)
-    for flag, path in paths.items():  # one at a time: a reader may hold all its images
-        frames = _open(flag, path, channel, 3 if coloured else 1)
-        names[flag] = [name.partition("#")[2] or Path(name).stem for name in frames.names]
-        if flag == "fake" and settings.paired:
-            chosen = _partners(names["real"], names["fake"])[chosen]
-        else:
-            most = REFERENCE if flag == "train" else settings.count
-            chosen = _chosen(len(frames), min(most, settings.count), settings.seed)
-        values[flag] = _read(flag, frames, chosen)
-        own = np.asarray(splits.blocks(frames.recordings, frames.moments))[chosen]
-        blocks[flag] = np.arange(len(chosen)) if flag == "fake" else own
-        _check_alike(flag, values[flag], values["real"])
-        say(f"{flag}: {len(chosen)} of {len(frames)} images, {path}")
-    ends = [(float(x.min()), float(x.max())) for x in values.values()]
-    depth = scaling.Depth.of(
-        values["real"].dtype, min(low for low, _ in ends), max(high for _, high in ends)
-    )
-    sets = {}
-    for flag in list(values):
-        stored = values.pop(flag)
-        if stored.dtype != depth.dtype:
-            stored = np.round((stored - depth.offset) / depth.step).astype(depth.dtype)
-        if flag == "real":  # cameras of 12 bits leave most of 16 unused
-            limits = (0.0, 255.0)
-            if depth.dtype != "uint8":
-                limits = (float(stored.min()), float(max(stored.max(), stored.min() + 1)))
-        sets[flag] = ImageSet(stored, *limits, blocks[flag])
-    real = sets["real"]
-    return Subject(
-        real=real,
-        fake=sets["fake"],
-        train=sets.get("train"),
-        seed=settings.seed,
-        controls=dict.fromkeys(_MODEL_CONTROLS, _UNKNOWN)
-        | {"source_warped": _warped(real.unit(np.s_[:1])[0], real)},
-        paired=settings.paired,
-    )
-
-
-def _check_alike(flag: str, images: np.ndarray, real: np.ndarray) -> None:
-    """Raises `UserError` unless there are some images, of the size and depth of the real ones."""
-    if len(images) < 2:
-        raise UserError(f"{flag}: 1 image; give 2 or more")
-    shape, wanted = images.shape[1:3], real.shape[1:3]
-    if shape != wanted:
-        raise UserError(f"{flag}: images of size {shape}, those of real {wanted}; resize them")
-    if images.dtype != real.dtype:
-        raise UserError(
-            f"{flag}: images hold {images.dtype}, those of real {real.dtype}; convert them to one"
-            " depth and range"
-        )
-
-
-def _partners(real: Sequence[str], fake: Sequence[str]) -> np.ndarray:
-    """For each real image, the index of the fake of the same name, or number in its file."""
-    place = {name: i for i, name in enumerate(fake)}
-    alone = [name for name in real if name not in place]
-    if alone or len(place) < len(fake) or len(set(real)) < len(real):
-        what = f"no fake is named {alone[0]!r}" if alone else "some names occur twice"
-        raise UserError(f"evaluate.paired: {what}; pairs of real and fake need equal file names")
-    return np.array([place[name] for name in real])
-
-
-def _chosen(count: int, most: int, seed: int) -> np.ndarray:
+def drawn(count: int, most: int, seed: int) -> np.ndarray:
     """Indices of all of `count` images, or of `most` chosen at random."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
-def _open(flag: str, path: str, channel: int, channels: int) -> Frames:
-    """The images at `path`; its errors start with the flag that named it."""
-    config = ml_collections.ConfigDict({"path": path, "channel": channel, "channels": channels})
-
-    def named(error: UserError) -> UserError:
-        return UserError(f"{flag}: {str(error).removeprefix('data.path: ')}")
-
-    try:
-        frames: Frames = (arrays if path.endswith(".npz") else folder).read(config)
-    except UserError as error:
-        raise named(error) from error
-
-    def read(i: int) -> Frame:
-        try:
-            return frames.read(i)
-        except UserError as error:
-            raise named(error) from error
-
-    return dataclasses.replace(frames, read=read)
-
-
-def _is_colour(frames: Frames) -> bool:
-    """Whether some image of a few has channels that differ."""
-    few = range(0, len(frames), -(-len(frames) // _LOOKED_AT))
-    images = (frames.read(i).image for i in few)
-    return any((image != image[..., :1]).any() for image in images)
-
-
-def _read(flag: str, frames: Frames, chosen: np.ndarray) -> np.ndarray:
-    """The chosen images in one array."""
-    first = frames.read(chosen[0]).image
-    out = np.empty((len(chosen), *first.shape), first.dtype)
-    for place, i in enumerate(chosen):
-        image = frames.read(i).image
-        if image.shape != first.shape or image.dtype != first.dtype:
-            raise UserError(
-                f"{flag}: {frames.names[i]} is {image.shape} {image.dtype}, but"
-                f" {frames.names[chosen[0]]} {first.shape} {first.dtype}; make them alike"
-            )
-        out[place] = image
-    return out
-
-
-def _warped(source: np.ndarray, real: ImageSet) -> ImageSet:
+def warped_control(source: np.ndarray, real: ImageSet) -> ImageSet:
     """The control that every evaluation must catch: one image, resampled as often as needed."""
     height, width = source.shape[:2]
     if min(height, width) < 16:

@@ -84,13 +84,13 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
         ) from error
     finally:
         training.close()
+    more = "--num=64 --out=OUT" if dataset.conditions is None else "--input=FILE"
     say(
         f"done: {config.train.steps} steps.\n"
         f"  samples   {workdir.root / 'samples' / _picture_name(config.train.steps)}\n"
         f"  report    {workdir.root / 'report.html'}\n"
         f"  evaluate  python -m deformgan.main --mode=evaluate --workdir={workdir.root}\n"
-        f"  more      python -m deformgan.main --mode=sample --workdir={workdir.root} --num=64"
-        " --out=OUT"
+        f"  more      python -m deformgan.main --mode=sample --workdir={workdir.root} {more}"
     )
 
 
@@ -130,11 +130,17 @@ class Training:
         self.config, self.workdir, self.checkpoints = config, workdir, checkpoints
         process, processes = parallel.process()
         batch_size = config.train.batch_size
+        given = dataset.conditions
         feed = make_feed(
-            dataset.train, batch_size, config.seed, process=process, processes=processes
+            dataset.train,
+            batch_size,
+            config.seed,
+            process=process,
+            processes=processes,
+            conditions=None if given is None else given.train,
         )
         every = Pair(gen=objective.gen_penalty_every, disc=objective.penalty_every)
-        optimisers = optim.make(config.optimiser, every)
+        optimisers = optim.make(config.optimiser, every, optim.updates(config.train))
         saved, self.estimated = checkpoints.latest() is not None, False
         if saved:
             constants = checkpoints.sampler("newest").constants
@@ -152,6 +158,8 @@ class Training:
             "source": dataset.source.name,
             "frames": dataset.digest(),
         }
+        if given is not None:
+            self.meta["input_scaling"] = given.scaling.to_json()
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.ema, constants)))
         count = config.checkpoint.keep + 2  # the best, and the one in the making
         workdir.check_space(count * size)
@@ -250,11 +258,12 @@ class Training:
     def _check_same_data(self, before: dict[str, Any]) -> None:
         """Raises `UserError` if the frames on disk are no longer those trained on so far."""
         now = json.loads(json.dumps(self.meta))
-        for name in ("frames", "scaling", "source", "geometry"):
-            if before[name] != now[name]:
+        for name in ("frames", "scaling", "source", "geometry", "input_scaling"):
+            was, found = before.get(name), now.get(name)
+            if was != found:
                 raise UserError(
                     f"data.path: the data have changed since this run began ({name} was"
-                    f" {before[name]}, now {now[name]}; see split.json); restore them or choose"
+                    f" {was}, now {found}; see split.json); restore them or choose"
                     " another --workdir=DIR"
                 )
 
@@ -295,7 +304,7 @@ class Training:
             return
         samples = self.monitor.shown(*self._sampler())
         file = self.workdir.local / "samples" / _picture_name(self.step)
-        report.sample_grid(file, samples, self.monitor.real, self.source)
+        report.sample_grid(file, samples, self.monitor.real, self.source, self.monitor.inputs)
         report.curves(self.workdir.local / "curves.png", self.log.records)
         pictures = subjects.gallery(self.monitor.subject(*self._sampler()))
         evaluation = self.workdir.read_json("evaluation.json")

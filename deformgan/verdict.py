@@ -11,6 +11,10 @@ COLLAPSED = 0.7  # diversity below this is called collapse
 _COPIED = 0.6  # share of comparisons that a copy wins
 _CLOSER = 0.5  # a nearest training image this many times as far as among training images: a copy
 _FOLDED = 0.001  # share of cells
+_READABLE = 0.5  # share of targets whose inclination must be readable
+_TOO_SURE = 1.5  # error of passes over their spread
+_BASELINES = ("all_black", "mean_colour", "nearest_training", "mean_orientation")
+_BETTER = {"ssim": 1, "mse": -1, "absolute_axial_error_3d": -1, "in_plane_error": -1}  # up or down
 
 Report = dict[str, Any]
 _NONE = "not available: "
@@ -93,6 +97,7 @@ def warnings(report: Report) -> list[str]:
     tests = report["tests"]
     return [
         *_of_health(scores),
+        *_of_predictions(scores),
         *(line for name, test in tests.items() for line in _of_power(name, test, len(tests))),
         *_of_controls(report["controls"]),
     ]
@@ -126,6 +131,31 @@ def _of_health(scores: Report) -> list[str]:
                 f"Copying ({score['features']}): generated images are {value / floor:.2g} times as"
                 " far from the nearest training image as training images are from each other."
             )
+    return out
+
+
+def _of_predictions(scores: Report) -> list[str]:
+    """Of pairs: what costs nothing and is as good, and errors that mean little."""
+    out = []
+    for name, sign in _BETTER.items():
+        for baseline in _BASELINES:
+            own, free = scores.get(name), scores.get(f"{name}_{baseline}")
+            if own and free and sign * (own["value"] - free["value"]) <= 0:
+                out.append(
+                    f"No better than a baseline: {own['label']} {own['value']:.3g}{own['unit']},"
+                    f" of {baseline.replace('_', ' ')} {free['value']:.3g}{free['unit']}."
+                )
+    ratio, readable = (scores.get(k) for k in ("calibration_ratio", "inclination_reliable"))
+    if ratio and ratio["value"] > _TOO_SURE:
+        out.append(
+            f"Too sure: passes are {ratio['value']:.2g} times as far from the target as from each"
+            " other, so their spread is no measure of the error."
+        )
+    if readable and readable["value"] < _READABLE:
+        out.append(
+            f"The inclination of {1 - readable['value']:.0%} of the targets cannot be read to 10°:"
+            " errors of inclination and in space mean little, in-plane errors stand."
+        )
     return out
 
 

@@ -19,9 +19,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # and `log` are where the modes write.
 FLOORS = [
     {"main"},
-    {"train", "evaluate", "sample", "prepare", "study", "superpose"},
-    {"intake", "monitor", "judge", "subjects", "styling"},
-    {"report", "page", "study_page", "results", "export", "log", "verdict"},
+    {"train", "evaluate", "sample", "translate", "translator", "prepare", "study", "superpose"},
+    {"intake", "monitor", "judge", "subjects", "subject_files", "predictions", "styling"},
+    {"report", "page", "gallery", "study_page", "results", "export", "log", "verdict"},
     {"drawing"},
     {"step"},
     {"workdir", "parallel", "checkpoint", "optim"},
@@ -31,7 +31,7 @@ FLOORS = [
     {"metrics"},
     {"models"},
     {"adaptive_augment"},
-    {"affine"},
+    {"affine", "mosaic", "blending"},
     {"state", "fields", "warp", "filters", "camera", "splines", "losses", "augment", "orientation"},
     {"errors"},
 ]

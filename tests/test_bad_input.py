@@ -53,8 +53,8 @@ def check(outcome, message):
     [
         (
             "data.source=floder",
-            "data.source: unknown name 'floder'; choose one of arrays, folder, pli, pyramid,"
-            " simulated",
+            "data.source: unknown name 'floder'; choose one of aligned, arrays, folder, folders,"
+            " pli, pyramid, simulated",
         ),
         ("data.source=pipeline", "data.source: unknown name 'pipeline'"),
         ("data.set=worms", "data.set: unknown name 'worms'"),

@@ -181,7 +181,7 @@ def test_halves_of_one_set_pass_and_a_warped_image_does_not(tmp_path):
     ]  # parts of one recording
     fake = ImageSet(images[:60], 0.0, 255.0, np.arange(60))
     source = fake.unit(np.s_[:1])[0]
-    warped = save(tmp_path / "warped.npz", subjects._warped(source, fake).stored)
+    warped = save(tmp_path / "warped.npz", subjects.warped_control(source, fake).stored)
     report = files(tmp_path, real, warped, name="warped")
     assert report["verdict"]["accuracy"] > 0.97 and report["verdict"]["p_value"] <= 0.002
 

@@ -1,5 +1,6 @@
 import base64
 import collections
+import dataclasses
 import hashlib
 import html.parser
 import re
@@ -9,7 +10,7 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from deformgan import drawing, page
+from deformgan import drawing, gallery, page
 
 HOSTILE = """<script>alert(1)</script>"'&</title></pre><img src=x onerror=alert(2)>"""
 VOID = {"meta", "link", "img", "input", "br", "col"}
@@ -144,9 +145,30 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert f"'sha256-{digest}'" in policy and "default-src 'none'" in policy
 
 
-@pytest.mark.parametrize("full", [True, False])
-def test_the_page_is_accessible(tmp_path, full):
-    parsed = Parsed(write(tmp_path) if full else write(tmp_path, evaluation=None, records=[]))
+def translated(count=3):
+    """Pictures of pairs: inputs twice as wide, errors from 0 to 90, not judged in one corner."""
+    shown = pictures(count, 16, 3)
+    rng = np.random.default_rng(1)
+    error = rng.uniform(0, 90, (count, 16, 16))
+    error[:, :4, :4] = np.nan
+    inputs = rng.integers(0, 256, (count, 16, 32, 1), np.uint8)
+    maps = gallery.ErrorMaps(error, 90.0, "an angle", "°")
+    return page.Pictures(shown.real, shown.generated, condition=inputs, error=maps)
+
+
+def calibrated():
+    found = evaluation()
+    slope = {"family": "calibration", "label": "Slope", "value": 1.5, "quartiles": [1.25, 1.75]}
+    slope["curve"] = [[4.0 + i, 10.0 + 2 * i, 5.0, 30.0 + i] for i in range(10)]
+    found["metrics"]["calibration_slope"] = slope
+    return found
+
+
+@pytest.mark.parametrize("kind", ["full", "empty", "pairs"])
+def test_the_page_is_accessible(tmp_path, kind):
+    changes = {"full": {}, "empty": {"evaluation": None, "records": []}}
+    changes["pairs"] = {"evaluation": calibrated(), "pictures": translated()}
+    parsed = Parsed(write(tmp_path, **changes[kind]))
     ids = [e[1]["id"] for e in parsed.elements if "id" in e[1]]
     assert len(ids) == len(set(ids))
     for _, attributes, _ in parsed.elements:
@@ -345,6 +367,72 @@ def test_images_are_those_given_and_at_most_24(tmp_path):
             wanted = getattr(shown, name)[:24].reshape(np.shape(found[kind]))
             np.testing.assert_array_equal(found[kind], wanted)
         assert "The first 24 of 26." in parsed.text
+
+
+def test_pairs_are_rows_of_input_prediction_target_and_error(tmp_path):
+    shown = translated(count=26)
+    parsed = Parsed(write(tmp_path, pictures=shown))
+    found = collections.defaultdict(list)
+    for _, attributes, _ in parsed.all("img"):
+        data = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
+        found[attributes["alt"].split()[0]].append(imagecodecs.png_decode(data))
+    assert [e[1]["alt"].split()[0] for e in parsed.all("img")][1:] == 24 * [
+        "input",
+        "prediction",
+        "target",
+        "error",
+    ]
+    for name, wanted in (
+        ("input", shown.condition[..., 0]),
+        ("prediction", shown.generated),
+        ("target", shown.real),
+    ):
+        np.testing.assert_array_equal(found[name], wanted[:24])
+    colours, scale = np.array(found["error"]), found["colour"][0]
+    assert (colours[:, :4, :4] == 128).all()  # grey
+    place = np.round(shown.error.values[:24] / 90 * (scale.shape[1] - 1))
+    there = np.isfinite(place)
+    named = scale[0, place[there].astype(int)].astype(int)  # by the legend, to half a step
+    assert np.abs(named - colours[there]).max() <= 8
+    (legend,) = parsed.all("figure", "scale")
+    assert "Error: an angle." in legend[2] and legend[2].split()[-1] == "0°45°90°"
+    median = np.nanmedian(shown.error.values[0])
+    assert f"error, median {median:.3g}°" in parsed.text and "The first 24 of 26" in parsed.text
+
+
+def test_spread_and_error_are_drawn_where_the_axes_say(tmp_path):
+    found = calibrated()
+    curve = np.array(found["metrics"]["calibration_slope"]["curve"])
+    drawn = drawing.calibration(curve.tolist())
+    places = {}
+    for axis in ("across", "up"):
+        ticks = np.array([[float(place), float(label)] for place, label in drawn[axis]])
+        places[axis] = np.polyfit(ticks[:, 0], ticks[:, 1], 1)
+    x, y = np.array(drawn["points"]).T
+    np.testing.assert_allclose(np.polyval(places["across"], x), curve[:, 0], atol=0.02)
+    np.testing.assert_allclose(np.polyval(places["up"], y), curve[:, 1], atol=0.02)
+    bars = np.polyval(places["up"], np.array(drawn["bars"])[:, 1:])
+    np.testing.assert_allclose(bars, curve[:, 2:], atol=0.02)
+    parsed = Parsed(write(tmp_path, evaluation=found))
+    assert len(parsed.all("figure", "calibration")) == 1
+    assert "quartiles 1.25 to 1.75" in parsed.text
+    assert drawing.calibration(None) is None and drawing.calibration([[np.nan] * 4]) is None
+    found["metrics"]["calibration_slope"]["curve"][0][0] = None  # as JSON holds it
+    assert not Parsed(write(tmp_path, evaluation=found)).all("figure", "calibration")
+
+
+def test_inputs_and_errors_that_do_not_fit_are_refused(tmp_path):
+    given = vars(translated())
+    for changes, message in (
+        ({"condition": given["condition"][:2]}, r"pictures\.condition: wanted one of each"),
+        ({"real": given["real"][:2]}, r"pictures\.real: wanted 3 targets, got 2"),
+        (
+            {"error": dataclasses.replace(given["error"], values=np.zeros((2, 16, 16)))},
+            r"pictures\.error: wanted shape",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write(tmp_path, pictures=page.Pictures(**(given | changes)))
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ process reading its own share.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Batch = dict[str, jax.Array]
+Examples = Sequence[np.ndarray] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,29 +34,36 @@ class Feed:
 
 
 def make_feed(
-    images: Sequence[np.ndarray] | np.ndarray,
+    images: Examples,
     batch_size: int,
     seed: int,
     *,
     process: int,
     processes: int,
+    conditions: Examples | None = None,
 ) -> Feed:
-    """The feed of a dataset's training images: resident if they are one array, else a stream."""
-    if isinstance(images, np.ndarray):
-        count = len(images)
-        return Feed(
-            resident={"images": jnp.asarray(images)},
-            draw=lambda resident, fed, key, step, positions: {
-                "images": resident["images"][
-                    draw_indices(key, step, positions, batch_size=batch_size, count=count)
-                ]
-            },
-            stream=None,
-        )
-    lazy = images
+    """The feed of a dataset's training images: resident if they are one array, else a stream.
+
+    Batches hold `images` `[b, S, S, C]` and, of pairs, the `conditions` `[b, S, S, K]` that stand
+    at the same places.
+    """
+    examples = {"images": images} | ({} if conditions is None else {"conditions": conditions})
+    count = len(images)
+    if conditions is not None and len(conditions) != count:
+        raise ValueError(f"conditions: wanted {count}, one an image, got {len(conditions)}")
+    if all(isinstance(own, np.ndarray) for own in examples.values()):
+
+        def draw(
+            resident: Batch, fed: Batch, key: jax.Array, step: jax.Array, positions: jax.Array
+        ) -> Batch:
+            chosen = draw_indices(key, step, positions, batch_size=batch_size, count=count)
+            return {name: own[chosen] for name, own in resident.items()}
+
+        resident = {name: jnp.asarray(own) for name, own in examples.items()}
+        return Feed(resident=resident, draw=draw, stream=None)
 
     def stream(step: int) -> Iterator[Batch]:
-        return _grain_stream(lazy, batch_size, seed, step, process=process, processes=processes)
+        return _grain_stream(examples, batch_size, seed, step, process=process, processes=processes)
 
     return Feed(resident={}, draw=lambda resident, fed, key, step, positions: fed, stream=stream)
 
@@ -94,7 +102,7 @@ def draw_indices(
 
 
 def _grain_stream(
-    images: Sequence[np.ndarray],
+    examples: Mapping[str, Examples],
     batch_size: int,
     seed: int,
     step: int,
@@ -105,8 +113,9 @@ def _grain_stream(
     import grain  # reads absl flags when imported
 
     local = batch_size // processes
-    order = grain.MapDataset.range(len(images)).shuffle(seed=seed).repeat()
-    batches = order.map(lambda i: {"images": images[i]}).batch(local, drop_remainder=True)
+    order = grain.MapDataset.range(len(examples["images"])).shuffle(seed=seed).repeat()
+    read = order.map(lambda i: {name: own[i] for name, own in examples.items()})
+    batches = read.batch(local, drop_remainder=True)
     mine = batches.slice(slice(process, None, processes))
     iterator = iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
     iterator.set_state({"next_index": step})

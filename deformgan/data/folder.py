@@ -7,7 +7,9 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import imagecodecs
 import ml_collections
@@ -25,13 +27,45 @@ _LONG_PAUSE = 8  # a jump in the frame numbers this many times the usual step st
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float64)  # ITU-R BT.601
 
 
+class Listing(NamedTuple):
+    """Images of a folder: name, recording, file and pages of each, and a remark on other files."""
+
+    names: list[str]
+    recordings: list[str]
+    places: list[tuple[Path, tuple[int, ...]]]
+    skipped: str
+
+
 def read(config: ml_collections.ConfigDict) -> Frames:
-    """Lists the images below `data.path`; they are read when asked for.
+    """Lists the images below `data.path`; they are read when asked for."""
+    found = listing(config.path)
+
+    def frame(i: int) -> Frame:
+        image, colour = load(*found.places[i])
+        name = found.names[i]
+        return Frame(to_channels(image, config.channel, config.channels, name, colour=colour))
+
+    return framed(found, frame)
+
+
+def framed(found: Listing, frame: Callable[[int], Frame]) -> Frames:
+    """The frames of a listing in its order, each a moment of its own."""
+    return Frames(
+        names=found.names,
+        recordings=found.recordings,
+        moments=range(len(found.names)),
+        read=frame,
+        skipped=found.skipped,
+    )
+
+
+def listing(path: str, key: str = "data.path") -> Listing:
+    """Lists the images at or below `path`, which the setting `key` names.
 
     Sub-folders and stacks are recordings; so are stretches of frames whose numbers follow on
     without a long pause.
     """
-    root, files, skipped = find_files(config.path, STILLS + STACKS)
+    root, files, skipped = find_files(path, STILLS + STACKS, key)
     names: list[str] = []
     recordings: list[str] = []
     places: list[tuple[Path, tuple[int, ...]]] = []
@@ -42,43 +76,39 @@ def read(config: ml_collections.ConfigDict) -> Frames:
             names.append(name if len(frames) == 1 else f"{name}#{number}")
             recordings.append(str(file.parent.relative_to(root)) if len(frames) == 1 else name)
             places.append((file, pages))
-
-    def frame(i: int) -> Frame:
-        image, colour = load(*places[i])
-        return Frame(to_channels(image, config.channel, config.channels, names[i], colour=colour))
-
-    return Frames(
-        names=names,
-        recordings=_stretches(names, recordings),
-        moments=range(len(names)),
-        read=frame,
-        skipped=skipped,
-    )
+    return Listing(names, _stretches(names, recordings), places, skipped)
 
 
-def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Path], str]:
+def find_files(
+    path: str, suffixes: tuple[str, ...], key: str = "data.path"
+) -> tuple[Path, list[Path], str]:
     """Files with these suffixes at or below `path`, in natural order.
+
+    Args:
+      path: a folder or a file.
+      suffixes: in lower case.
+      key: the setting that `path` comes from, for messages.
 
     Returns:
       the folder, its files, and a remark on other files that were left alone ('' if none).
     """
     if not path:
-        raise UserError("data.path: not set; give a folder or a file (--config.data.path=...)")
+        raise UserError(f"{key}: not set; give a folder or a file (--config.{key}=...)")
     root = Path(path)
     looked = f"looked for {', '.join(suffixes)}"
     if not root.exists():
-        raise UserError(f"data.path: {path} does not exist")
+        raise UserError(f"{key}: {path} does not exist")
     if root.is_file():
         if root.suffix.lower() not in suffixes:
-            raise UserError(f"data.path: {path} is not of a type that is read ({looked})")
+            raise UserError(f"{key}: {path} is not of a type that is read ({looked})")
         return root.parent, [root], ""
     try:
         found = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
     except OSError as error:
-        raise UserError(f"data.path: cannot list {path}: {error.strerror}") from error
+        raise UserError(f"{key}: cannot list {path}: {error.strerror}") from error
     files = [p for p in found if p.suffix.lower() in suffixes]
     if not files:
-        raise UserError(f"data.path: no images under {path} ({looked})")
+        raise UserError(f"{key}: no images under {path} ({looked})")
     files.sort(key=lambda p: _natural(str(p.relative_to(root))))
     others = len(found) - len(files)
     return root, files, f"{others} other files left alone" if others else ""

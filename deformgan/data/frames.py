@@ -39,6 +39,11 @@ class Frame:
     layers: tuple[Frame, ...] = ()
     condition: np.ndarray | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """The size in memory of its image and its condition."""
+        return self.image.nbytes + (0 if self.condition is None else self.condition.nbytes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Frames:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from deformgan.data.frames import Frame, Labels
+from deformgan.errors import require_shape
 
 ASPECTS = ("pad", "crop", "stretch")
 
@@ -48,28 +49,37 @@ def fitted(frame: Frame, size: int, aspect: str) -> Frame:
     left out.
 
     Args:
-      frame: image `[H, W, C]` of any numeric type.
+      frame: image `[H, W, C]` of any numeric type; its condition `[H, W, K]` is fitted likewise.
       size: in pixels.
       aspect: one of `ASPECTS`.
 
     Returns:
-      A frame with a float32 image `[size, size, C]`, in the units it came in.
+      A frame with a float32 image `[size, size, C]`, in the units it came in, and a condition
+      `[size, size, K]` where there is one.
     """
     fit = fit_to(frame.image.shape, size, aspect)
-    image = frame.image.astype(np.float32)
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    canvas = np.broadcast_to(np.median(border, axis=0), (size, size, image.shape[-1])).copy()
-    channels = [_resampled(c, fit, Image.Resampling.BILINEAR) for c in np.moveaxis(image, -1, 0)]
-    image = _placed(np.stack(channels, -1), canvas, fit.offset)
+    image, condition = _fitted(frame.image, fit, size), None
+    if frame.condition is not None:
+        require_shape("condition", frame.condition, (*frame.image.shape[:2], None))
+        condition = _fitted(frame.condition, fit, size)
     if frame.labels is None:
-        return Frame(image)
+        return Frame(image, condition=condition)
     points = (frame.labels.points + 0.5) * fit.scale - 0.5 + fit.offset
     inside = np.all((points > -0.5) & (points < size - 0.5), axis=-1)
     mask = frame.labels.mask
     if mask is not None:
         nearest = _resampled(mask.astype(np.float32), fit, Image.Resampling.NEAREST)
         mask = _placed(nearest.astype(np.int32), np.zeros((size, size), np.int32), fit.offset)
-    return Frame(image, Labels(mask, points[inside], frame.labels.ids[inside]))
+    labels = Labels(mask, points[inside], frame.labels.ids[inside])
+    return Frame(image, labels, condition=condition)
+
+
+def _fitted(image: np.ndarray, fit: Fit, size: int) -> np.ndarray:
+    image = image.astype(np.float32)
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    canvas = np.broadcast_to(np.median(border, axis=0), (size, size, image.shape[-1])).copy()
+    channels = [_resampled(c, fit, Image.Resampling.BILINEAR) for c in np.moveaxis(image, -1, 0)]
+    return _placed(np.stack(channels, -1), canvas, fit.offset)
 
 
 def _resampled(plane: np.ndarray, fit: Fit, method: Image.Resampling) -> np.ndarray:

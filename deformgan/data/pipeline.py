@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -13,27 +14,17 @@ import ml_collections
 import numpy as np
 from scipy import ndimage
 
-from deformgan.data import geometry, label_image, scaling, simulated, splits
-from deformgan.data.frames import Frame, Frames, Labels
+from deformgan.data import geometry, label_image, pairs, scaling, source_image, splits
+from deformgan.data.frames import Frame, Frames
+from deformgan.data.pairs import Conditions
+from deformgan.data.source_image import Source
+from deformgan.data.survey import MANY, survey
 from deformgan.errors import UserError, choose, resolve
 
 BLURS = (0, 3, 11, 51, 127)
-_SURVEY = 1000  # frames of a set too large to hold that the intensity limits are taken from
 _VALIDATION = 512  # validation frames that are held, at most
+_RECENT = 16  # fitted frames, of which the image and then the condition are asked for
 _MIB = 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The image that is warped: `[S, S, C]` float32 in [-1, 1], its labels, where it came from.
-
-    `layers` are images of its structures, whose maximum it is; empty where unknown.
-    """
-
-    image: np.ndarray
-    labels: Labels | None
-    name: str
-    layers: tuple[Source, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +40,8 @@ class Dataset:
       geometry: how the source frame was fitted to `data.size`.
       split: for the record: its seed, and the names and blocks of the frames of every split.
       prepare: fits, blurs and scales any frame as those above.
+      conditions: of pairs: what each image is to be predicted from; else None.
+      prepare_condition: of pairs: fits and scales the condition `[H, W, K]` of any frame likewise.
     """
 
     train: Sequence[np.ndarray] | np.ndarray
@@ -59,6 +52,8 @@ class Dataset:
     geometry: geometry.Fit
     split: dict[str, Any]
     prepare: Callable[[Frame], np.ndarray]
+    conditions: Conditions | None = None
+    prepare_condition: Callable[[Frame], np.ndarray] | None = None
 
     def digest(self) -> str:
         """Identifies which frames are in which split."""
@@ -82,7 +77,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError("data.validation, data.test: give shares of the frames, together below 1")
     if config.seed < 0:
         raise UserError(f"data.seed: {config.seed}; give 0 or more")
-    for key in ("percentiles", "range"):
+    pairs.check(config)
+    for key in ("percentiles", "range", "input_range"):
         if len(config[key]) != 2 or not config[key][0] < config[key][1]:
             raise UserError(f"data.{key}: {tuple(config[key])}; give (low, high), low below high")
     if not (config.percentiles[0] >= 0 and config.percentiles[1] <= 100):
@@ -110,7 +106,7 @@ def open_frames(config: ml_collections.ConfigDict) -> Frames:
     frames: Frames = reader.read(config)
     if config.recordings:
         frames = frames.subset(_of_recordings(frames.recordings, config.recordings))
-    held = len(frames) * frames.read(0).image.nbytes <= config.memory_mib * _MIB
+    held = len(frames) * frames.read(0).nbytes <= config.memory_mib * _MIB
     if not held:
         return frames
     cache: dict[int, Frame] = {}
@@ -153,45 +149,47 @@ def build(
     Raises:
       UserError: naming what does not fit: mixed sizes or depths, an unknown source image.
     """
-    depth = survey(frames, config)
+    depths = survey(frames, config)
     split, block = split_frames(frames, config)
     members = {s: [i for i, own in enumerate(split) if own == s] for s in splits.SPLITS}
 
-    def fit(frame: Frame) -> Frame:
-        out = geometry.fitted(frame, config.size, config.aspect)
-        return dataclasses.replace(out, image=_blurred(out.image, config.blur))
-
-    chosen = members["train"]
+    chosen, held = members["train"], members["validation"]
     if len(chosen) < 2:
         raise UserError(
             f"data: {len(chosen)} training frames of {len(frames)}; 2 or more are needed"
         )
-    bytes_needed = len(chosen) * config.size**2 * config.channels * 4
-    fits = bytes_needed <= config.memory_mib * _MIB
-    sample = chosen if fits else chosen[:: -(-len(chosen) // _SURVEY)]
-    fitted = np.stack([fit(frames.read(i)).image for i in sample])
-    scale = _scaling(fitted, depth, config)
+    held = held[:: -(-len(held) // _VALIDATION) or 1]  # some from beginning to end stand for all
+    read = functools.lru_cache(_RECENT)(lambda i: _fit(frames.read(i), config))
+    fits = len(chosen) * read(chosen[0]).nbytes <= config.memory_mib * _MIB
+    sample = chosen if fits else chosen[:: -(-len(chosen) // MANY)]
+    fitted, validation = _stacked(read, sample), _stacked(read, held)
 
-    def prepare(frame: Frame) -> np.ndarray:
-        return scale.inward(fit(frame).image)
+    def arranged(part: str, scale: scaling.Scaling) -> tuple[Any, np.ndarray, _Lazy]:
+        def one(i: int) -> np.ndarray:
+            return scale.inward(_part(read(i), part))
+
+        train = scale.inward(fitted[part]) if fits else _Lazy(one, chosen)
+        kept = scale.inward(validation.get(part, fitted[part][:0]))
+        return train, kept, _Lazy(one, members["test"])
+
+    def preparing(part: str, scale: scaling.Scaling) -> Callable[[Frame], np.ndarray]:
+        return lambda frame: scale.inward(_part(_fit(frame, config), part))
 
     def as_source(frame: Frame, name: str) -> Source:
-        shown = fit(frame)
+        shown = _fit(frame, config)
         layers = tuple(as_source(layer, name) for layer in frame.layers)
         return Source(scale.inward(shown.image), shown.labels, name, layers)
 
-    train = scale.inward(fitted) if fits else _Lazy(frames, chosen, prepare)
-    held = members["validation"]  # of many, some from beginning to end stand for all
-    validation = [prepare(frames.read(i)) for i in held[:: -(-len(held) // _VALIDATION) or 1]]
-    empty = np.zeros((0, config.size, config.size, config.channels), np.float32)
-    name, frame = _choose_source(frames, sample, fitted, source, config)
+    scale, conditions = _scaling(fitted["image"], depths.image, "range", config), None
+    if depths.condition is not None:
+        given = _scaling(fitted["condition"], depths.condition, "input_range", config)
+        conditions = Conditions(*arranged("condition", given), given)
+    name, frame = source_image.choose(frames, sample, fitted["image"], source, config)
     if source.mask:
         labels = label_image.labels_in(source.mask, frame.image.shape)
         frame = dataclasses.replace(frame, labels=labels)
     return Dataset(
-        train=train,
-        validation=np.stack(validation) if validation else empty,
-        test=_Lazy(frames, members["test"], prepare),
+        *arranged("image", scale),
         source=as_source(frame, name),
         scaling=scale,
         geometry=geometry.fit_to(frame.image.shape, config.size, config.aspect),
@@ -202,7 +200,9 @@ def build(
             "names": {s: [frames.names[i] for i in m] for s, m in members.items()},
             "blocks": {s: [block[i] for i in m] for s, m in members.items()},
         },
-        prepare=prepare,
+        prepare=preparing("image", scale),
+        conditions=conditions,
+        prepare_condition=preparing("condition", conditions.scaling) if conditions else None,
     )
 
 
@@ -221,51 +221,38 @@ def split_frames(
     )
 
 
-def survey(frames: Frames, config: ml_collections.ConfigDict) -> scaling.Depth:
-    """How the frames' values are held as unsigned integers.
+def _fit(frame: Frame, config: ml_collections.ConfigDict) -> Frame:
+    out = geometry.fitted(frame, config.size, config.aspect)
+    return dataclasses.replace(out, image=_blurred(out.image, config.blur))
 
-    Reads all frames (some, of a prepared set too large to hold).
 
-    Raises:
-      UserError: if they differ in depth, or in size without a policy for it.
-    """
-    step = 1
-    if frames.surveyed and len(frames) * frames.read(0).image.nbytes > config.memory_mib * _MIB:
-        step = -(-len(frames) // _SURVEY)
-    low, high = np.inf, -np.inf
-    first = frames.read(0).image
-    odd: list[int] = []
-    for i in range(0, len(frames), step):
-        image = frames.read(i).image
-        if image.dtype != first.dtype:
-            raise UserError(
-                f"data.path: mixed depths: {frames.names[0]} holds {first.dtype},"
-                f" {frames.names[i]} {image.dtype}; convert them to one"
-            )
-        if image.shape != first.shape:
-            odd.append(i)
-        low, high = min(low, float(image.min())), max(high, float(image.max()))
-    if odd and config.mixed_sizes == "refuse":
-        h, w, _ = frames.read(odd[0]).image.shape
-        raise UserError(
-            f"data.path: mixed sizes: {len(odd)} of {len(frames)} images are not"
-            f" {first.shape[0]}x{first.shape[1]} (first: {frames.names[odd[0]]} is {h}x{w}); set"
-            " data.mixed_sizes=fit to fit each by data.aspect, or data.screen=drop to leave out"
-            " those of unusual size"
-        )
-    return scaling.Depth.of(first.dtype, low, high)
+def _part(frame: Frame, name: str) -> np.ndarray:
+    """Its `image` or its `condition`."""
+    value: np.ndarray | None = getattr(frame, name)
+    if value is None:
+        raise ValueError(f"{name}: this frame has none")
+    return value
+
+
+def _stacked(read: Callable[[int], Frame], indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """`image` `[N, S, S, C]` and, of pairs, `condition` `[N, S, S, K]`; nothing of no frames."""
+    frames = [read(i) for i in indices]
+    parts = [n for n in ("image", "condition") if frames and getattr(frames[0], n) is not None]
+    return {name: np.stack([_part(frame, name) for frame in frames]) for name in parts}
 
 
 def _scaling(
-    fitted: np.ndarray, depth: scaling.Depth, config: ml_collections.ConfigDict
+    fitted: np.ndarray, depth: scaling.Depth, limits: str, config: ml_collections.ConfigDict
 ) -> scaling.Scaling:
+    """That of training frames by `data.scaling`: from percentiles, or the setting `limits`."""
     if config.scaling == "range":
-        low, high = config.range
+        low, high = config[limits]
     else:
         low, high = (float(v) for v in np.percentile(fitted, config.percentiles))
         if not low < high:
+            what = "frames" if limits == "range" else "frames' inputs"
             raise UserError(
-                f"data.percentiles: {tuple(config.percentiles)} of the training frames are {low:g}"
+                f"data.percentiles: {tuple(config.percentiles)} of the training {what} are {low:g}"
                 f" and {high:g}: the images are constant; check data.path"
             )
     clipped = float(np.mean((fitted < low) | (fitted > high)))
@@ -283,62 +270,14 @@ def _blurred(image: np.ndarray, kernel: int) -> np.ndarray:
     )
 
 
-def _choose_source(
-    frames: Frames,
-    train: list[int],
-    fitted: np.ndarray,
-    source: ml_collections.ConfigDict,
-    config: ml_collections.ConfigDict,
-) -> tuple[str, Frame]:
-    """The image that `source.image` names: auto, simulated, an index or a frame's name."""
-    wanted = str(source.image)
-    if wanted == "simulated":
-        name = source.set or config.set
-        frame = simulated.source_image(name, config.size, config.seed, config.layer)
-        if config.channels != 1:
-            raise UserError("source.image: simulated images are grey; set data.channels to 1")
-        return f"simulated:{name}", _in_units_of(frame, fitted)
-    if wanted == "auto":
-        if frames.reference is not None:
-            return "simulated:reference", frames.reference
-        best = train[_medoid(fitted)]
-        return frames.names[best], frames.read(best)
-    names = list(frames.names)
-    if wanted in names:
-        index = names.index(wanted)
-    elif wanted.isdigit() and int(wanted) < len(names):
-        index = int(wanted)
-    else:
-        raise UserError(
-            f"source.image: {wanted!r} is neither 'auto', 'simulated', an index below"
-            f" {len(names)} nor the name of a frame such as {names[0]!r}"
-        )
-    return names[index], frames.read(index)
-
-
-def _in_units_of(frame: Frame, fitted: np.ndarray) -> Frame:
-    """Stretches a simulated image over the intensities of the training frames."""
-    low, high = np.percentile(fitted, (0.0, 99.99))
-    layers = tuple(_in_units_of(layer, fitted) for layer in frame.layers)
-    return dataclasses.replace(frame, image=low + frame.image / 255 * (high - low), layers=layers)
-
-
-def _medoid(images: np.ndarray) -> int:
-    """The image nearest to the mean of all, blurred so that noise does not decide."""
-    smooth = ndimage.gaussian_filter(images, (0, 2, 2, 0))
-    return int(np.argmin(np.square(smooth - smooth.mean(0)).sum((1, 2, 3))))
-
-
 class _Lazy(Sequence[np.ndarray]):
     """Frames of a set too large to hold, read and prepared when asked for."""
 
-    def __init__(
-        self, frames: Frames, indices: list[int], prepare: Callable[[Frame], np.ndarray]
-    ) -> None:
-        self._frames, self._indices, self._prepare = frames, indices, prepare
+    def __init__(self, read: Callable[[int], np.ndarray], indices: list[int]) -> None:
+        self._read, self._indices = read, indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, i: Any) -> Any:
-        return self._prepare(self._frames.read(self._indices[i]))
+        return self._read(self._indices[i])

@@ -18,9 +18,11 @@ import numpy as np
 
 from deformgan.data import fibres, polarimetry, splits, tiles
 from deformgan.data.frames import Frame, Frames
+from deformgan.data.pairs import modalities, modality_channels
 from deformgan.errors import UserError, choose
 from deformgan.orientation import Orientation, to_hsv_black
 
+input_channels = modality_channels  # by which it is known for a source of pairs
 MODALITIES = ("fom", "transmittance", "retardation")
 _PHOTONS = 3000.0  # where the intensity is 1; an empty pixel has half of it at each angle
 _TILES = 16  # of a section, at most
@@ -168,10 +170,7 @@ def _check(config: ml_collections.ConfigDict) -> list[str]:
             f"data.held_out_seed: {config.seed}, as data.seed, draws the training tiles again;"
             " choose another"
         )
-    inputs = [name.strip() for name in config.inputs.split(",")] if config.pairs else []
-    for name in inputs:
-        choose("data.inputs", name, tuple(m for m in MODALITIES if m != config.modality))
-    return inputs
+    return modalities(config)
 
 
 @functools.lru_cache(maxsize=16)

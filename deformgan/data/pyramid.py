@@ -17,12 +17,14 @@ import numpy as np
 from deformgan.data import tiles
 from deformgan.data.folder import to_channels
 from deformgan.data.frames import Frame, Frames
+from deformgan.data.pairs import modalities, modality_channels
 from deformgan.data.rasters import CHANNELS, Raster
 from deformgan.data.sections import find, open_section, select
 from deformgan.data.splits import SPLITS
 from deformgan.data.tiles import Area, Place
 from deformgan.errors import UserError, choose
 
+input_channels = modality_channels  # by which it is known for a source of pairs
 _SURVEY = 128  # tiles with tissue that tell which rows of a section have any
 
 
@@ -84,12 +86,7 @@ def _check(config: ml_collections.ConfigDict) -> list[str]:
         )
     if config.held_out_sections and not config.test:
         raise UserError("data.held_out_sections: given, but data.test, the share of tiles, is 0")
-    if not config.pairs:
-        return []
-    inputs = [name.strip() for name in config.inputs.split(",")]
-    for name in inputs:
-        choose("data.inputs", name, tuple(m for m in CHANNELS if m != config.modality))
-    return inputs
+    return modalities(config)
 
 
 def _areas(

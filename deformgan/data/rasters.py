@@ -33,6 +33,7 @@ _CACHE = 2**24  # bytes of unpacked chunks
 _holders: weakref.WeakSet[_Dataset] = weakref.WeakSet()  # of these files
 
 Tile = Callable[[int, int], np.ndarray]
+Cut = Callable[[int, int, int, int], np.ndarray]  # row, column, height, width of what is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +76,7 @@ def open_raster(file: Path, modality: str, config: ml_collections.ConfigDict) ->
     channels, level, size = CHANNELS[modality], config.level, config.size
     if file.is_dir():
         return _tile_folder(file, channels, config)
-    name = file.name.lower()
-    look_up = _hdf5 if name.endswith(HDF5) else _tiff if name.endswith(TIFF) else _nifti
-    try:
-        shape, read = look_up(file, level, size)
-    except READ_ERRORS as error:
-        raise UserError(f"{file}: unreadable ({brief(error)})") from error
+    shape, read = look_up(file, level)
     if shape[2] != channels:
         kind = "a fibre orientation map" if modality == "fom" else modality
         raise UserError(
@@ -92,18 +88,43 @@ def open_raster(file: Path, modality: str, config: ml_collections.ConfigDict) ->
             " choose a finer data.level or a smaller data.size"
         )
 
-    def tile(row: int, column: int) -> np.ndarray:
+    return Raster(file, shape, size, lambda row, column: read(row, column, size, size))
+
+
+def look_up(file: Path, level: int) -> tuple[tuple[int, int, int], Cut]:
+    """The shape (rows, columns, channels) of a file's image, and what reads parts of it.
+
+    Args:
+      file: HDF5, TIFF or NIfTI.
+      level: of its pyramid, 0 the finest.
+
+    Returns:
+      the shape, and (row, column, height, width) within it -> `[height, width, channels]`, which
+      raises `UserError` if that is unreadable, and may be called by several threads at once.
+
+    Raises:
+      UserError: naming the file, if it is unreadable or lacks the level.
+    """
+    name = file.name.lower()
+    known = _hdf5 if name.endswith(HDF5) else _tiff if name.endswith(TIFF) else _nifti
+    try:
+        shape, read = known(file, level)
+    except READ_ERRORS as error:
+        raise UserError(f"{file}: unreadable ({brief(error)})") from error
+
+    def cut(row: int, column: int, height: int, width: int) -> np.ndarray:
         try:
-            return folder.numeric(file, read(row, column).reshape(size, size, channels))
+            part = read(row, column, height, width)
+            return folder.numeric(file, part.reshape(height, width, shape[2]))
         except READ_ERRORS as error:
             raise UserError(
                 f"{file}: unreadable at row {row}, column {column} ({brief(error)})"
             ) from error
 
-    return Raster(file, shape, size, tile)
+    return shape, cut
 
 
-def _hdf5(file: Path, level: int, size: int) -> tuple[tuple[int, int, int], Tile]:
+def _hdf5(file: Path, level: int) -> tuple[tuple[int, int, int], Cut]:
     """`pyramid/NN` `[H, W]` or `[H, W, C]`."""
     with h5py.File(file, "r") as h5:
         group = h5.get("pyramid")
@@ -118,19 +139,19 @@ def _hdf5(file: Path, level: int, size: int) -> tuple[tuple[int, int, int], Tile
             raise _no_level(file, level, levels)
         shape, chunks, dtype = group[name].shape, group[name].chunks, group[name].dtype
     _refuse_large_piece(file, math.prod(chunks or (0,)) * dtype.itemsize)
-    return _with_channels(file, shape), _Dataset(file, f"pyramid/{name}", size)
+    return _with_channels(file, shape), _Dataset(file, f"pyramid/{name}")
 
 
 class _Dataset:
-    """Tiles of an HDF5 dataset, whose file is opened at the first of them."""
+    """Parts of an HDF5 dataset, whose file is opened at the first of them."""
 
-    def __init__(self, file: Path, name: str, size: int) -> None:
-        self._file, self._name, self._size = file, name, size
+    def __init__(self, file: Path, name: str) -> None:
+        self._file, self._name = file, name
         self._lock = threading.Lock()
         self._held: h5py.Dataset | None = None  # whose cache is lost when it is closed
 
-    def __call__(self, row: int, column: int) -> np.ndarray:
-        place = np.s_[row : row + self._size, column : column + self._size]
+    def __call__(self, row: int, column: int, height: int, width: int) -> np.ndarray:
+        place = np.s_[row : row + height, column : column + width]
         with self._lock:
             if self._held is not None:
                 return self._held[place]
@@ -143,7 +164,7 @@ class _Dataset:
                 return h5[self._name][place]
 
 
-def _tiff(file: Path, level: int, size: int) -> tuple[tuple[int, int, int], Tile]:
+def _tiff(file: Path, level: int) -> tuple[tuple[int, int, int], Cut]:
     """One image, or a pyramid of it: mapped into memory where stored plainly, else piecewise."""
     with tifffile.TiffFile(file) as tiff:
         levels = tiff.series[0].levels
@@ -160,34 +181,34 @@ def _tiff(file: Path, level: int, size: int) -> tuple[tuple[int, int, int], Tile
         if page.is_memmappable:
             mapped = tifffile.memmap(file, series=0, level=level, mode="r")
             mapped = np.moveaxis(mapped, 0, -1) if planar else mapped
-            plain = _cut(mapped, size)
+            plain = _cut(mapped)
         else:
-            plain = _pieces(file, page, size)
+            plain = _pieces(file, page)
     return _with_channels(file, shape), plain
 
 
-def _pieces(file: Path, page: tifffile.TiffPage, size: int) -> Tile:
-    """Tiles of a page stored in strips or tiles, of which only those needed are unpacked."""
-    height = page.tilelength if page.is_tiled else page.rowsperstrip
-    width = page.tilewidth if page.is_tiled else page.imagewidth
+def _pieces(file: Path, page: tifffile.TiffPage) -> Cut:
+    """Parts of a page stored in strips or tiles, of which only those needed are unpacked."""
+    length = page.tilelength if page.is_tiled else page.rowsperstrip
+    breadth = page.tilewidth if page.is_tiled else page.imagewidth
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     depth, dtype = page.samplesperpixel // planes, np.dtype(page.dtype)
-    _refuse_large_piece(file, height * width * depth * dtype.itemsize)
-    down, across = -(-page.imagelength // height), -(-page.imagewidth // width)
+    _refuse_large_piece(file, length * breadth * depth * dtype.itemsize)
+    down, across = -(-page.imagelength // length), -(-page.imagewidth // breadth)
     offsets, counts, decode = page.dataoffsets, page.databytecounts, page.decode
     jpeg = page.compression in (6, 7, 34892, 33007)
     more = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if jpeg else {}
 
-    def needed(row: int, column: int) -> Iterator[int]:
+    def needed(row: int, column: int, height: int, width: int) -> Iterator[int]:
         for plane in range(planes):
-            for r in range(row // height, (row + size - 1) // height + 1):
-                for c in range(column // width, (column + size - 1) // width + 1):
+            for r in range(row // length, (row + height - 1) // length + 1):
+                for c in range(column // breadth, (column + width - 1) // breadth + 1):
                     yield (plane * down + r) * across + c
 
-    def tile(row: int, column: int) -> np.ndarray:
-        out = np.full((size, size, planes * depth), page.nodata, dtype)
+    def cut(row: int, column: int, height: int, width: int) -> np.ndarray:
+        out = np.full((height, width, planes * depth), page.nodata, dtype)
         with file.open("rb") as stream:
-            for index in needed(row, column):
+            for index in needed(row, column, height, width):
                 stream.seek(offsets[index])
                 packed = stream.read(counts[index])
                 if len(packed) < counts[index]:
@@ -197,31 +218,31 @@ def _pieces(file: Path, page: tifffile.TiffPage, size: int) -> Tile:
                     continue
                 piece = piece[0, max(row - top, 0) :, max(column - left, 0) :]  # [h, w, depth]
                 r, c = max(top - row, 0), max(left - column, 0)
-                piece = piece[: size - r, : size - c]
+                piece = piece[: height - r, : width - c]
                 h, w = piece.shape[:2]
                 out[r : r + h, c : c + w, plane * depth : (plane + 1) * depth] = piece
         return out
 
-    return tile
+    return cut
 
 
-def _nifti(file: Path, level: int, size: int) -> tuple[tuple[int, int, int], Tile]:
+def _nifti(file: Path, level: int) -> tuple[tuple[int, int, int], Cut]:
     """`[W, H]` or `[W, H, 1, C]`, x first as the format has it; or RGB pixels."""
     if level:
         raise _no_level(file, level, ["00"])
     data, slope, offset = _mapped_nifti(file)
     data = data.reshape((*data.shape[:2], *(n for n in data.shape[2:] if n > 1)), order="F")
     data = np.swapaxes(data, 0, 1)  # [H, W] or [H, W, C]
-    plain = _cut(data, size)
+    plain = _cut(data)
     if data.dtype.names:  # an RGB pixel is a record
 
-        def colours(row: int, column: int) -> np.ndarray:
-            return structured_to_unstructured(plain(row, column))
+        def colours(row: int, column: int, height: int, width: int) -> np.ndarray:
+            return structured_to_unstructured(plain(row, column, height, width))
 
         return _with_channels(file, (*data.shape, len(data.dtype.names))), colours
     if (slope, offset) == (1, 0):
         return _with_channels(file, data.shape), plain
-    return _with_channels(file, data.shape), lambda r, c: plain(r, c) * slope + offset
+    return _with_channels(file, data.shape), lambda *place: plain(*place) * slope + offset
 
 
 def _mapped_nifti(file: Path) -> tuple[np.ndarray, float, float]:
@@ -264,8 +285,10 @@ def _tile_folder(path: Path, channels: int, config: ml_collections.ConfigDict) -
     return Raster(path, (len(frames), 1, channels), 1, tile, frames.names)
 
 
-def _cut(data: np.ndarray, size: int) -> Tile:
-    return lambda row, column: np.array(data[row : row + size, column : column + size])
+def _cut(data: np.ndarray) -> Cut:
+    return lambda row, column, height, width: np.array(
+        data[row : row + height, column : column + width]
+    )
 
 
 def _with_channels(file: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -276,7 +299,10 @@ def _with_channels(file: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _no_level(file: Path, level: int, levels: Sequence[str]) -> UserError:
     there = f"levels {', '.join(levels)}" if levels else "none"
-    return UserError(f"{file}: no level {level:02d} in its pyramid, only {there}; set data.level")
+    return UserError(
+        f"{file}: no level {level:02d} in its pyramid, only {there}; set data.level, or"
+        " --level to translate it"
+    )
 
 
 def _refuse_large_piece(file: Path, size: int) -> None:

@@ -20,7 +20,7 @@ from deformgan.errors import UserError
 
 _NAME = re.compile(
     r"(?P<section>[^_]+(?:_[^_]+)+?)"
-    r"_(?:(?P<map>FOM)(?:_[a-z]+)*|N?(?P<other>Transmittance|Retardation))",
+    r"_(?:(?P<map>FOM)(?:_(?!spread)[a-z]+)*|N?(?P<other>Transmittance|Retardation))",
     re.IGNORECASE,
 )
 _LOOKED = "looked for <brain>_<section>[_<region>]_FOM_*.h5, ..._NTransmittance.h5 or the like"

@@ -72,7 +72,7 @@ def _of_features(subject: Subject, name: str, features: Features) -> Iterator[tu
     if features.floor and subject.floor:
         own = [images.blocks for images in subject.floor]
         floor = kernel_distance(*features.floor, own[0], own[1])[0]
-    kid, error = kernel_distance(real, fake, *blocks)
+    kid, error = kernel_distance(real, fake, *blocks, paired=subject.paired)
     label = f"KID, {name} features"
     if np.isnan(kid):
         yield f"kid_{name}", unavailable(label, _KERNEL, "images of one block are no sample")
@@ -153,7 +153,12 @@ def frechet_infinite(a: np.ndarray, b: np.ndarray, *, seed: int) -> float:
 
 
 def kernel_distance(
-    a: np.ndarray, b: np.ndarray, blocks_a: np.ndarray, blocks_b: np.ndarray
+    a: np.ndarray,
+    b: np.ndarray,
+    blocks_a: np.ndarray,
+    blocks_b: np.ndarray,
+    *,
+    paired: bool = False,
 ) -> tuple[float, float]:
     """Unbiased kernel distance (KID) and its standard error.
 
@@ -165,6 +170,8 @@ def kernel_distance(
       b: `[M, D]`.
       blocks_a: `[N]`; all different for independent images, which gives the usual KID.
       blocks_b: `[M]`.
+      paired: whether equal blocks of both sets are of one thing: pairs of a and b in one are then
+        left out too.
 
     Returns:
       both NaN where a set has one block only; the error NaN of fewer than 3 groups.
@@ -174,7 +181,7 @@ def kernel_distance(
     group_a, group_b = grouped(blocks_a, count), grouped(blocks_b, count)
     aa = _block_sums(a, a, group_a, group_a, blocks_a, blocks_a)
     bb = _block_sums(b, b, group_b, group_b, blocks_b, blocks_b)
-    ab = _block_sums(a, b, group_a, group_b, None, None)
+    ab = _block_sums(a, b, group_a, group_b, *((blocks_a, blocks_b) if paired else (None, None)))
 
     def distance(keep: np.ndarray) -> float:
         means = [s[:, keep][..., keep].sum((1, 2)) for s in (aa, bb, ab)]

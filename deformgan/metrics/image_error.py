@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deformgan.metrics.copying import neighbours
 from deformgan.metrics.subject import ImageSet, Score, Subject, mean_interval, unavailable
 
 BATCH = 64
@@ -79,6 +80,13 @@ def baselines(
     }
 
 
+def nearest_pair(subject: Subject) -> np.ndarray | None:
+    """For each pair, the training pair whose input is nearest to its own; None if unknown."""
+    if subject.condition is None or subject.train_condition is None:
+        return None
+    return neighbours(subject.condition, subject.train_condition)
+
+
 def score(subject: Subject) -> Iterator[tuple[str, Score]]:
     """The three errors and those of the baselines; only for images that come in pairs."""
     if not subject.paired:
@@ -88,7 +96,7 @@ def score(subject: Subject) -> Iterator[tuple[str, Score]]:
         return
     truth = subject.real
     yield from _summary("", errors(subject.fake.batches(BATCH), truth), truth.blocks)
-    for name, prediction in baselines(truth, subject.train, None).items():
+    for name, prediction in baselines(truth, subject.train, nearest_pair(subject)).items():
         if isinstance(prediction, str):
             label = f"MSE of {name.replace('_', ' ')}"
             yield f"mse_{name}", unavailable(label, _ABOUT["mse"], prediction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -81,6 +81,8 @@ class Score:
       features: name of the features, or ''.
       unit: of the value, or ''.
       spread: standard deviation over images, or None.
+      quartiles: the first and the third, of a value that is a median; or None.
+      curve: points (x, y, first and third quartile of y) that the value is drawn from; or none.
       reason: why it is not available, or ''.
     """
 
@@ -95,6 +97,8 @@ class Score:
     unit: str = ""
     spread: float | None = None
     floor_n: tuple[int, ...] = ()
+    quartiles: Interval | None = None
+    curve: tuple[tuple[float, float, float, float], ...] = ()
     reason: str = ""
 
 
@@ -120,6 +124,18 @@ class Features:
     about: str = ""
 
 
+class Passes(NamedTuple):
+    """Fibre directions that a generator predicts of one input again and again, by chance.
+
+    Attributes:
+      which: indices `[M]` of the real images they predict.
+      direction: `[M, P, H, W]` float16 radians in [0, π], of P passes; NaN where a pass has none.
+    """
+
+    which: np.ndarray
+    direction: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A generator's images beside real ones, and what a family of metrics may need to judge them.
@@ -134,6 +150,11 @@ class Subject:
       velocity: `[N, h, w, 2]` their stationary velocities in pixels, or None.
       train_velocity: `[M, h, w, 2]` those that were found for the training images, or None.
       paired: whether real image i is the truth that fake i should equal.
+      oriented: whether colours are fibre orientations, in HSV black (deformgan/orientation.py).
+      condition: of pairs, what fake i was predicted from, `[N, H, W, K]`; or None.
+      train_condition: the same of the training images, as many as those; or None.
+      orientation: the fakes in the space "orientation", `[N, H, W, 4]`, where they are made in it.
+      passes: of a generator that predicts by chance, or None.
       notes: what the reader should know of these images, in sentences.
       floor: two sets of real images; scores of one against the other are what is possible. As
         large as `real` where there are training images, else its halves; None if too few.
@@ -150,6 +171,11 @@ class Subject:
     velocity: np.ndarray | None = None
     train_velocity: np.ndarray | None = None
     paired: bool = False
+    oriented: bool = False
+    condition: ImageSet | None = None
+    train_condition: ImageSet | None = None
+    orientation: ImageSet | None = None
+    passes: Passes | None = None
     notes: tuple[str, ...] = ()
     floor: tuple[ImageSet, ImageSet] | None = None
     features: Mapping[str, Features] = dataclasses.field(default_factory=dict)

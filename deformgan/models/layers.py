@@ -1,4 +1,4 @@
-"""Layers shared by the networks: strided and transposed 4x4 convolutions, batch normalisation.
+"""Layers shared by the networks: strided and transposed 4x4 convolutions, normalisation, dropout.
 
 The plain transposed convolution (input dilated by zeros) and its gradient are 4 to 7 times slower
 on CPU than the same sum written as one matrix product, and a strided convolution of few channels
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from jax import lax
 from deformgan.errors import require_shape
 
 AXIS = "devices"  # the mapped axis that batch statistics are averaged over; bound by parallel.py
+
+Norm = Literal["batch", "instance"]
+NORMS: tuple[Norm, ...] = ("batch", "instance")
 
 dcgan_init = nn.initializers.normal(0.02)  # Radford et al. 2016, sec. 3
 
@@ -104,7 +108,9 @@ def strided_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     require_shape("kernel", kernel, (4, 4, x.shape[-1], None))
     # Measured by benchmarks/layers.py: with more channels the plain form wins.
-    fast = _strided_by_patches if x.shape[-1] <= 8 else _strided_plain
+    _, height, width, channels = x.shape
+    small = channels <= 8 or height * width <= 16
+    fast = _strided_by_patches if small else _strided_plain
     return lax.platform_dependent(x, kernel, cpu=fast, default=_strided_plain)
 
 
@@ -196,7 +202,8 @@ class StridedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (4, 4, x.shape[-1], self.features)
-        return strided_conv(x, self.param("kernel", self.kernel_init, shape))
+        kernel = self.param("kernel", self.kernel_init, shape)
+        return strided_conv(x, kernel.astype(x.dtype))
 
 
 class TransposedConv(nn.Module):
@@ -207,12 +214,24 @@ class TransposedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], 4, 4, self.features)
-        return transposed_conv(x, self.param("kernel", dcgan_init, shape))
+        kernel = self.param("kernel", dcgan_init, shape)
+        return transposed_conv(x, kernel.astype(x.dtype))
 
 
 def batch_norm(train: bool) -> Callable[[jax.Array], jax.Array]:
     """Batch normalisation whose statistics are those of the global batch, over all devices."""
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=AXIS)
+
+
+def normed(x: jax.Array, norm: Norm, train: bool) -> jax.Array:
+    """Normalised features `[B, H, W, C]`, float32: by `batch_norm`, or each image on its own.
+
+    Instance normalisation (Ulyanov et al. 2016) does the same in training and after it.
+    """
+    if norm == "batch":
+        return batch_norm(train)(x)
+    out: jax.Array = nn.InstanceNorm(epsilon=1e-5)(x)
+    return out
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:

@@ -13,11 +13,12 @@ from jax import lax
 
 from deformgan import losses
 from deformgan.adaptive_augment import adapted
+from deformgan.data.feed import Batch
 from deformgan.errors import UserError
 from deformgan.models import dcgan
 from deformgan.models.layers import AXIS
 from deformgan.objectives import shown
-from deformgan.objectives.contract import Aux, Constants, Inputs, Metrics, Params, Penalty
+from deformgan.objectives.contract import Aux, Inputs, Metrics, Params, Penalty
 from deformgan.objectives.shown import Draw, Space
 from deformgan.state import Variables
 
@@ -26,7 +27,8 @@ class Generated(NamedTuple):
     """A batch of a generator in training.
 
     Attributes:
-      images: `[b, H, W, C]` in [-1, 1].
+      images: `[b, H, W, C]` in [-1, 1], as the discriminator is to see them: of pairs, the
+        channels of the condition come first.
       stats: new batch statistics of the generator.
       metrics: scalars by name, reported with its loss.
       penalty: scalar added to its loss.
@@ -38,6 +40,14 @@ class Generated(NamedTuple):
     penalty: jax.Array | float = 0.0
 
 
+class Judged(NamedTuple):
+    """Outputs `[b]` or `[b, h, w]` on augmented images, new batch statistics, sown features."""
+
+    out: jax.Array
+    stats: Any
+    features: list[jax.Array]
+
+
 class Game(NamedTuple):
     """The fields of an `Objective` that two players define."""
 
@@ -45,6 +55,9 @@ class Game(NamedTuple):
     gen_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
     penalty: Penalty
     penalty_every: int
+
+
+Generate = Callable[[Variables, Inputs], Generated]
 
 
 def discriminator(config: ml_collections.ConfigDict) -> dcgan.Discriminator:
@@ -79,21 +92,24 @@ def initial(
 
 
 def game(
-    generate: Callable[[Variables, Constants, jax.Array], Generated],
+    generate: Generate,
     network: nn.Module,
     config: ml_collections.ConfigDict,
     *,
     space: Space = shown.UNCODED,
-    real: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, keys: images,
+    real: Callable[[Batch, jax.Array], jax.Array] = lambda batch, keys: batch["images"],
+    matching: float = 0.0,
 ) -> Game:
     """The game that the `loss` and `augment` blocks describe.
 
     Args:
-      generate: (variables, constants, keys `[b]`) -> a batch, in training.
-      network: the discriminator, as `discriminator` makes it.
+      generate: (the generator's variables, inputs) -> a batch, in training.
+      network: the discriminator, as `discriminator` makes it; or one that judges patches, whose
+        outputs `[b, h, w]` count alike.
       config: of the run.
       space: what the channels of the images that it judges mean.
-      real: (images of the data, keys `[b]`) -> what the discriminator is shown of them.
+      real: (batch, keys `[b]`) -> what the discriminator is shown of it.
+      matching: weight of `losses.feature_matching`, of a network that sows its features.
 
     Raises:
       UserError: for an unknown loss or a setting out of its range.
@@ -107,17 +123,17 @@ def game(
 
     def discriminate(
         params: Params, stats: Any, images: jax.Array, keys: jax.Array, step: jax.Array | int
-    ) -> tuple[jax.Array, Any]:
-        """Outputs `[b]` on augmented images, new batch statistics."""
+    ) -> Judged:
         images = show(keys, images, stats, step)
         out, updated = network.apply(
             {"params": params, "batch_stats": stats},
             images,
             train=True,
             keys=shown.fold(keys, Draw.DROPOUT),
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "features"] if matching else ["batch_stats"],
         )
-        return out, updated.get("batch_stats", stats)
+        features = jax.tree.leaves(updated.get("features", ()))
+        return Judged(out, updated.get("batch_stats", stats), features)
 
     def both(
         params: Params, stats: Any, fake: jax.Array, inputs: Inputs
@@ -125,14 +141,23 @@ def game(
         """Judges real and fake as separate batches, as a DCGAN does."""
         keys, step = inputs.keys, inputs.step
         real_keys, fake_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        images = real(inputs.batch["images"], keys)
-        real_out, stats = discriminate(params, stats, images, real_keys, step)
-        fake_out, stats = discriminate(params, stats, fake, fake_keys, step)
+        images = real(inputs.batch, keys)
+        real_out, stats, _ = discriminate(params, stats, images, real_keys, step)
+        fake_out, stats, _ = discriminate(params, stats, fake, fake_keys, step)
         return adversarial(real_out, fake_out), stats
+
+    def mismatch(fake: jax.Array, inputs: Inputs) -> jax.Array:
+        """Distance `[b]` of the discriminator's features of pairs, both augmented alike."""
+        disc, keys, step = inputs.variables.disc, inputs.keys, inputs.step
+        found = [
+            discriminate(disc["params"], disc["batch_stats"], images, keys, step).features
+            for images in (fake, real(inputs.batch, keys))
+        ]
+        return losses.feature_matching(*found)
 
     def disc_loss(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
         variables = inputs.variables
-        fake = generate(variables.gen, inputs.constants, inputs.keys).images
+        fake = generate(variables.gen, inputs).images
         outcome, stats = both(params, variables.disc["batch_stats"], fake, inputs)
         loss = jnp.mean(outcome.disc)
         metrics = {
@@ -148,11 +173,16 @@ def game(
     def gen_loss(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
         variables = inputs.variables
         own = {"params": params, "batch_stats": variables.gen["batch_stats"]}
-        fake = generate(own, inputs.constants, inputs.keys)
+        fake = generate(own, inputs)
         disc = variables.disc
         outcome, _ = both(disc["params"], disc["batch_stats"], fake.images, inputs)
         loss = jnp.mean(outcome.gen)
-        return loss + fake.penalty, Aux({"gen/adversarial": loss} | fake.metrics, fake.stats)
+        metrics = {"gen/adversarial": loss} | fake.metrics
+        total = loss + fake.penalty
+        if matching:
+            metrics["gen/features"] = jnp.mean(mismatch(fake.images, inputs))
+            total = total + matching * metrics["gen/features"]
+        return total, Aux(metrics, fake.stats)
 
     def penalty(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
         keys, stats = inputs.keys, inputs.variables.disc["batch_stats"]
@@ -160,13 +190,15 @@ def game(
         def of(images: jax.Array, weight: float) -> jax.Array:
             if not weight:
                 return jnp.zeros(())
-            each = losses.gradient_penalty(
-                lambda x: discriminate(params, stats, x, keys, inputs.step)[0], images
-            )
-            return weight * jnp.mean(each)
 
-        fake = generate(inputs.variables.gen, inputs.constants, keys).images
-        r1, r2 = of(real(inputs.batch["images"], keys), settings.r1), of(fake, settings.r2)
+            def judged(x: jax.Array) -> jax.Array:
+                out = discriminate(params, stats, x, keys, inputs.step).out
+                return out if out.ndim == 1 else jnp.mean(out, (1, 2))
+
+            return weight * jnp.mean(losses.gradient_penalty(judged, images))
+
+        fake = generate(inputs.variables.gen, inputs).images
+        r1, r2 = of(real(inputs.batch, keys), settings.r1), of(fake, settings.r2)
         return r1 + r2, Aux({"disc/r1": r1, "disc/r2": r2}, stats)
 
     every = settings.penalty_every if settings.r1 or settings.r2 else 0

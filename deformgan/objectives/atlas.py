@@ -35,7 +35,15 @@ from deformgan.imaging.template import Settings
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models.refiner import Refiner
 from deformgan.objectives.adversarial import Generated, discriminator, game, initial
-from deformgan.objectives.contract import Constants, Fit, Metrics, Objective, Samples, Say
+from deformgan.objectives.contract import (
+    Constants,
+    Fit,
+    Inputs,
+    Metrics,
+    Objective,
+    Samples,
+    Say,
+)
 from deformgan.state import Pair, Variables
 
 _TEMPLATE_RATE = 0.05  # of the template's learning rate in that of the codes
@@ -73,15 +81,20 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         images = 2 * recorded(camera_keys, mean) - 1
         return images, model._replace(atlas=atlas), motion, refined - white
 
-    def generate(variables: Variables, constants: Constants, keys: jax.Array) -> Generated:
-        images, _, _, change = draw(variables, constants, keys)
+    def generate(variables: Variables, inputs: Inputs) -> Generated:
+        images, _, _, change = draw(variables, inputs.constants, inputs.keys)
         away = jnp.mean(jnp.square(change))
         metrics = {"gen/code_change": away}
         return Generated(images, {}, metrics, config.loss.code_change * away)
 
     rules = game(generate, network, config)
 
-    def sample(variables: Variables, constants: Constants, keys: jax.Array) -> Samples:
+    def sample(
+        variables: Variables,
+        constants: Constants,
+        keys: jax.Array,
+        conditions: jax.Array | None = None,
+    ) -> Samples:
         images, model, motion, _ = draw(variables, constants, keys)
         size = images.shape[1]
         where = coordinates(model.atlas, motion, size, plan.nodes)

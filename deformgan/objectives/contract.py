@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -29,7 +29,8 @@ class Inputs(NamedTuple):
 
     Attributes:
       variables: of both networks.
-      batch: this device's share, `images` `[b, H, W, C]` in [-1, 1].
+      batch: this device's share, `images` `[b, H, W, C]` in [-1, 1]; of pairs also `conditions`
+        `[b, H, W, K]`, what each image is to be predicted from.
       constants: what `fit` returned.
       keys: PRNG keys `[b]`, one an example of the global batch.
       step: of training, scalar.
@@ -100,6 +101,18 @@ class Styles(NamedTuple):
 Penalty = Callable[[Params, Inputs], tuple[jax.Array, Aux]]
 
 
+class Sample(Protocol):
+    """How an objective generates; see `Objective.sample`."""
+
+    def __call__(  # noqa: D102 (said there)
+        self,
+        variables: Variables,
+        constants: Constants,
+        keys: jax.Array,
+        conditions: jax.Array | None = None,
+    ) -> Samples: ...
+
+
 def _no_penalty(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
     raise NotImplementedError
 
@@ -118,8 +131,10 @@ class Objective:
         `penalty_every` updates, multiplied by as much (lazily: Karras et al. 2020, sec. 4). It
         carries on the batch statistics in `inputs`, which are the newest.
       penalty_every: 0 if there is no penalty.
-      sample: (generator variables, constants, keys `[n]`) -> Samples.
-      monitor: (samples, real images) -> metrics that show collapse and other ill health.
+      sample: (generator variables, constants, keys `[n]`, conditions=None) -> Samples; conditions
+        `[n, H, W, K]` in [-1, 1] are needed by objectives that predict, and ignored by others.
+      monitor: (samples, real images) -> metrics that show collapse and other ill health; of pairs,
+        the first real images are what the samples should be.
       gen_penalty: as `penalty`, of the generator's parameters and added to `gen_loss`.
       gen_penalty_every: 0 if there is none.
       styles: of a generator that has them, else None.
@@ -131,7 +146,7 @@ class Objective:
     gen_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
     penalty: Penalty
     penalty_every: int
-    sample: Callable[[Variables, Constants, jax.Array], Samples]
+    sample: Sample
     monitor: Callable[[Samples, jax.Array], Metrics]
     gen_penalty: Penalty = _no_penalty
     gen_penalty_every: int = 0

@@ -24,7 +24,7 @@ from deformgan.errors import UserError, choose
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models import dcgan
 from deformgan.objectives.adversarial import Generated, discriminator, game, initial
-from deformgan.objectives.contract import Constants, Fit, Metrics, Objective, Samples
+from deformgan.objectives.contract import Constants, Fit, Inputs, Metrics, Objective, Samples
 from deformgan.state import Pair, Variables
 from deformgan.warp import BORDERS, Border, warp
 
@@ -56,14 +56,20 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         ]
         return functools.reduce(jnp.maximum, warped), displacements, updated["batch_stats"]
 
-    def generate(variables: Variables, constants: Constants, keys: jax.Array) -> Generated:
-        images, displacements, stats = draw(variables, constants, keys, train=True)
+    def generate(variables: Variables, inputs: Inputs) -> Generated:
+        drawn = draw(variables, inputs.constants, inputs.keys, train=True)
+        images, displacements, stats = drawn
         metrics = {"gen/displacement": jnp.mean(jnp.abs(jnp.stack(displacements)))}  # pixels
         return Generated(images, stats, metrics)
 
     rules = game(generate, network, config)
 
-    def sample(variables: Variables, constants: Constants, keys: jax.Array) -> Samples:
+    def sample(
+        variables: Variables,
+        constants: Constants,
+        keys: jax.Array,
+        conditions: jax.Array | None = None,
+    ) -> Samples:
         images, displacements, _ = draw(variables, constants, keys, train=False)
         labels = move_labels(constants, displacements, model.border)
         stacked = jnp.stack(displacements, axis=1)  # [n, L, S, S, 2]

@@ -14,8 +14,8 @@ from deformgan import losses
 from deformgan.errors import UserError, choose
 from deformgan.models import dcgan, stylegan2
 from deformgan.models.styles import latents
-from deformgan.objectives.adversarial import Generated, discriminator
-from deformgan.objectives.contract import Constants, Params
+from deformgan.objectives.adversarial import Generate, Generated, discriminator
+from deformgan.objectives.contract import Inputs, Params
 from deformgan.state import Variables
 
 NAMES = ("dcgan", "stylegan2")
@@ -34,7 +34,7 @@ class Networks(NamedTuple):
 
     Attributes:
       init: key -> the generator's variables.
-      generate: (variables, constants, keys `[b]`) -> a batch, in training.
+      generate: (variables, inputs) -> a batch, in training.
       show: (variables, keys `[n]`) -> images `[n, S, S, C]`, nominally in [-1, 1].
       discriminator: the network that judges them.
       path_length: (parameters, batch statistics, keys `[b]`) -> the regularisation; None if the
@@ -43,7 +43,7 @@ class Networks(NamedTuple):
     """
 
     init: Callable[[jax.Array], Variables]
-    generate: Callable[[Variables, Constants, jax.Array], Generated]
+    generate: Generate
     show: Callable[[Variables, jax.Array], jax.Array]
     discriminator: nn.Module
     path_length: Callable[[Params, Any, jax.Array], stylegan2.PathLength] | None = None
@@ -76,8 +76,8 @@ def _dcgan(config: ml_collections.ConfigDict, channels: int) -> Networks:
         images, updated = generator.apply(variables, z, train=train, mutable=["batch_stats"])
         return images, updated["batch_stats"]
 
-    def generate(variables: Variables, constants: Constants, keys: jax.Array) -> Generated:
-        images, stats = make(variables, keys, train=True)
+    def generate(variables: Variables, inputs: Inputs) -> Generated:
+        images, stats = make(variables, inputs.keys, train=True)
         return Generated(images, stats, {})
 
     return Networks(
@@ -102,8 +102,10 @@ def _stylegan2(config: ml_collections.ConfigDict, channels: int) -> Networks:
     def init(key: jax.Array) -> Variables:
         return dict(generator.init(key, jax.random.split(key, 1), train=False))
 
-    def generate(variables: Variables, constants: Constants, keys: jax.Array) -> Generated:
-        images, updated = generator.apply(variables, keys, train=True, mutable=["batch_stats"])
+    def generate(variables: Variables, inputs: Inputs) -> Generated:
+        images, updated = generator.apply(
+            variables, inputs.keys, train=True, mutable=["batch_stats"]
+        )
         return Generated(images, updated["batch_stats"], {})
 
     def show(variables: Variables, keys: jax.Array) -> jax.Array:

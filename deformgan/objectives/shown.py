@@ -1,4 +1,4 @@
-"""What a discriminator is shown: images augmented, real ones also flipped and turned.
+"""What a discriminator is shown: images augmented, real ones also flipped, turned and shifted.
 
 Every draw comes from the example's own key; `Draw` keeps uses of one key apart.
 """
@@ -27,6 +27,7 @@ class Draw(enum.IntEnum):
     NOISE = 3
     DROPOUT = 4
     TURN = 5
+    SHIFT = 6
 
 
 class Space(NamedTuple):
@@ -35,10 +36,14 @@ class Space(NamedTuple):
     Attributes:
       name: one of `orientation.SPACES`.
       oriented: whether they encode fibre directions.
+      channels: how many there are. Any before them are of the condition that an image is predicted
+        from, whose values are plain brightness or colour: it moves and is cut with the image. 0 if
+        there is none.
     """
 
     name: str = "scalar"
     oriented: bool = False
+    channels: int = 0
 
 
 UNCODED = Space()  # plain brightness, which no operation may turn
@@ -56,26 +61,36 @@ def augmentation(config: ml_collections.ConfigDict, space: Space) -> Show:
     check(config.augment, space)
     settings = config.augment
 
-    def show(keys: jax.Array, images: jax.Array, stats: Any, step: jax.Array | int) -> jax.Array:
+    def changed(
+        keys: jax.Array, images: jax.Array, stats: Any, name: str, recolour: bool
+    ) -> jax.Array:
         if settings.adaptive:
             images = augment(
                 keys,
                 images,
                 stats["adaptation"].probability,
-                space=space.name,
+                space=name,
                 oriented=space.oriented,
                 geometric=tuple(settings.geometric),
-                colour=tuple(settings.colour),
+                colour=tuple(settings.colour) if recolour else (),
             )
-        images = diff_augment(
+        return diff_augment(
             keys,
             images,
-            brightness=settings.brightness,
-            saturation=settings.saturation,
-            contrast=settings.contrast,
+            brightness=settings.brightness if recolour else 0.0,
+            saturation=settings.saturation if recolour else 0.0,
+            contrast=settings.contrast if recolour else 0.0,
             translation=settings.translation,
             cutout=settings.cutout,
         )
+
+    def show(keys: jax.Array, images: jax.Array, stats: Any, step: jax.Array | int) -> jax.Array:
+        given = images[..., : -space.channels] if space.channels else None
+        judged = changed(keys, images[..., -space.channels :], stats, space.name, True)
+        if given is None:
+            images = judged
+        else:  # the same keys move both alike
+            images = jnp.concatenate([changed(keys, given, stats, "scalar", False), judged], -1)
         if settings.noise:
             images = images + _fading(settings, step) * noise(keys, images)
         return images
@@ -112,6 +127,25 @@ def turned(keys: jax.Array, images: jax.Array, space: Space) -> jax.Array:
     chosen = jax.vmap(pick)(fold(keys, Draw.TURN))
     meaning = space.name if space.oriented else "scalar"
     return orientation.flipped_and_rotated(images, chosen % 4, chosen >= 4, meaning)
+
+
+def shifted(keys: jax.Array, images: jax.Array, most: int) -> jax.Array:
+    """Images `[b, H, W, C]` shifted by up to `most` whole pixels along each axis, at random.
+
+    What enters is the border pixel. Pix2Pix (Isola et al. 2017, appendix 6.2) jitters by enlarging
+    and cropping; a shift keeps every colour as it is, and with it the direction that it encodes.
+    """
+    if not most:
+        return images
+    height, width = images.shape[1:3]
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        by = jax.random.randint(key, (2,), -most, most + 1)
+        rows = jnp.clip(jnp.arange(height) + by[0], 0, height - 1)
+        columns = jnp.clip(jnp.arange(width) + by[1], 0, width - 1)
+        return image[rows][:, columns]
+
+    return jax.vmap(one)(fold(keys, Draw.SHIFT), images)
 
 
 def fold(keys: jax.Array, use: Draw) -> jax.Array:

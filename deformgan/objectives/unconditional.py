@@ -1,9 +1,7 @@
 """Unconditional generation: images from noise alone, such as tiles of fibre orientation maps.
 
 The second report's basic GAN and its successors. The networks make images in the space
-`model.space`: colours as they are, or orientations, which data are turned into before the
-discriminator sees them and samples are rendered from, so that whoever looks at samples or judges
-them sees the colours of the data.
+`model.space`; see `coding`.
 """
 
 from __future__ import annotations
@@ -14,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from deformgan import orientation
+from deformgan.data.feed import Batch
 from deformgan.data.pipeline import Dataset
-from deformgan.errors import UserError, choose
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.objectives import shown
 from deformgan.objectives.adversarial import game, initial
+from deformgan.objectives.coding import coding
 from deformgan.objectives.contract import (
     Aux,
     Constants,
@@ -33,7 +31,6 @@ from deformgan.objectives.contract import (
     Styles,
 )
 from deformgan.objectives.image_networks import Networks, networks
-from deformgan.objectives.shown import Space
 from deformgan.state import Pair, Variables
 
 Encode = Callable[[jax.Array], jax.Array]
@@ -46,22 +43,11 @@ def create(config: ml_collections.ConfigDict) -> Objective:
     Raises:
       UserError: for settings that are unknown or do not fit together.
     """
-    space, channels = _space(config)
-    coded = space.name == "orientation"
+    space, channels, encode, show = coding(config)
     nets = networks(config, channels)
 
-    def encode(images: jax.Array) -> jax.Array:
-        return (
-            orientation.encode(orientation.decode(images, "rgb"), space.name) if coded else images
-        )
-
-    def show(images: jax.Array) -> Samples:
-        fields = {"orientation": jnp.clip(images, -1, 1)} if coded else {}
-        seen = orientation.to_rgb(images, space.name) if coded else images
-        return Samples(jnp.clip(seen, -1, 1), fields, {})
-
-    def real(images: jax.Array, keys: jax.Array) -> jax.Array:
-        images = encode(images)
+    def real(batch: Batch, keys: jax.Array) -> jax.Array:
+        images = encode(batch["images"])
         return shown.turned(keys, images, space) if config.augment.dihedral else images
 
     rules = game(nets.generate, nets.discriminator, config, space=space, real=real)
@@ -89,7 +75,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         gen_loss=rules.gen_loss,
         penalty=rules.penalty,
         penalty_every=rules.penalty_every,
-        sample=lambda variables, constants, keys: show(nets.show(variables, keys)),
+        sample=lambda variables, constants, keys, conditions=None: show(nets.show(variables, keys)),
         monitor=monitor,
         gen_penalty=gen_penalty,
         gen_penalty_every=config.loss.path_length_every if nets.path_length else 0,
@@ -112,18 +98,3 @@ def _styles(nets: Networks, encode: Encode, show: Show) -> Styles | None:
         encode=encode,
         show=show,
     )
-
-
-def _space(config: ml_collections.ConfigDict) -> tuple[Space, int]:
-    """What the networks' channels mean, and how many they are."""
-    name, data = config.model.space, config.data
-    choose("model.space", name, orientation.CODED)
-    oriented = bool(config.augment.oriented) and data.channels == 3
-    if name == "orientation" and not oriented:
-        raise UserError(
-            "model.space: 'orientation' needs maps of fibre orientation: data.channels=3 and"
-            " augment.oriented=True"
-        )
-    if name == "orientation":
-        return Space(name, True), 4
-    return Space("rgb" if data.channels == 3 else "scalar", oriented), data.channels

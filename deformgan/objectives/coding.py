@@ -1,0 +1,72 @@
+"""What the channels of a network's images mean, by `model.space`, and the way there and back.
+
+Networks make colours as they are, or orientations, which data are turned into before they are
+compared with them and samples are rendered from, so that whoever looks at samples or judges them
+sees the colours of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from deformgan import orientation
+from deformgan.errors import UserError, choose
+from deformgan.objectives.contract import Samples
+from deformgan.objectives.shown import Space
+
+
+class Coding(NamedTuple):
+    """The space that networks see.
+
+    Attributes:
+      space: what its channels mean.
+      channels: how many they are.
+      encode: images of the data `[n, H, W, C]` in [-1, 1] -> the same in the space.
+      show: images in the space -> Samples, whose images are as the data are.
+    """
+
+    space: Space
+    channels: int
+    encode: Callable[[jax.Array], jax.Array]
+    show: Callable[[jax.Array], Samples]
+
+
+def coding(config: ml_collections.ConfigDict) -> Coding:
+    """That of `model.space`, for the images of the `data` block.
+
+    Raises:
+      UserError: for an unknown space, or one that the images do not have.
+    """
+    space, channels = _space(config)
+    coded = space.name == "orientation"
+
+    def encode(images: jax.Array) -> jax.Array:
+        return (
+            orientation.encode(orientation.decode(images, "rgb"), space.name) if coded else images
+        )
+
+    def show(images: jax.Array) -> Samples:
+        fields = {"orientation": jnp.clip(images, -1, 1)} if coded else {}
+        seen = orientation.to_rgb(images, space.name) if coded else images
+        return Samples(jnp.clip(seen, -1, 1), fields, {})
+
+    return Coding(space, channels, encode, show)
+
+
+def _space(config: ml_collections.ConfigDict) -> tuple[Space, int]:
+    name, data = config.model.space, config.data
+    choose("model.space", name, orientation.CODED)
+    oriented = bool(config.augment.oriented) and data.channels == 3
+    if name == "orientation" and not oriented:
+        raise UserError(
+            "model.space: 'orientation' needs maps of fibre orientation: data.channels=3 and"
+            " augment.oriented=True"
+        )
+    if name == "orientation":
+        return Space(name, True), 4
+    return Space("rgb" if data.channels == 3 else "scalar", oriented), data.channels
