@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import study, unconditional, worms
+from configs import pix2pix, study, unconditional, worms
 from deformgan.workdir import flat, to_json
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +97,7 @@ def test_no_setting_goes_unread():
                 names.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 names.update(node.value.split("."))
-    configs = (worms, unconditional, study)
+    configs = (worms, unconditional, pix2pix, study)
     for key in {key for own in configs for key in flat(to_json(own.get_config()))}:
         assert key.split(".")[-1] in names, key
 
