@@ -231,16 +231,16 @@ class Training:
         torch.manual_seed(config.seed)
         self.nets, self.loss = networks(config), config.loss
         self.batches = batches(given, wanted, config)
-        fade = optim.fading(config.optimiser.decay_from, config.train.steps)
+        steps = config.train.steps
+        rest = max((1 - config.optimiser.decay_from) * steps, 1)
         self.optimisers, self.schedules = [], []
         for net, player in zip(self.nets, ("gen", "disc"), strict=True):
             own = config.optimiser[player]
             adam = torch.optim.Adam(net.parameters(), own.learning_rate, (own.beta1, own.beta2))
-            rate = torch.optim.lr_scheduler.LambdaLR(
-                adam, lambda count: 1.0 if fade is None else float(fade(count))
-            )
             self.optimisers.append(adam)
-            self.schedules.append(rate)
+            self.schedules.append(
+                torch.optim.lr_scheduler.LambdaLR(adam, lambda count: min(1, (steps - count) / rest))
+            )
 
     def step(self) -> None:
         """The discriminator's update, then the generator's."""
@@ -261,3 +261,120 @@ class Training:
         disc.requires_grad_(True)
         for schedule in self.schedules:
             schedule.step()
+
+
+def lacking(config: ml_collections.ConfigDict) -> list[str]:
+    """The settings of a run that the reference has not, as key=value."""
+    own = flat(to_json(config))
+    lost = [f"{key}={own[key]}" for key, wanted in PLAIN.items() if own[key] != wanted]
+    return lost + ([] if own["loss.name"] in LOSSES else [f"loss.name={own['loss.name']}"])
+
+
+def inside(images: Any) -> torch.Tensor:
+    """Images `[N, H, W, C]` as `[N, C, H, W]` on the device."""
+    held = np.stack([np.asarray(image, np.float32) for image in images])
+    return torch.from_numpy(held.transpose(0, 3, 1, 2).copy()).to(DEVICE)
+
+
+def outside(images: torch.Tensor) -> np.ndarray:
+    return images.detach().cpu().numpy().transpose(0, 2, 3, 1)
+
+
+def count(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def copy_weights(params: Any, net: nn.Module) -> None:
+    """Gives a network the weights of ours."""
+
+    def in_order(kinds: tuple[str, ...]) -> list[Any]:
+        return [params[f"{k}_{i}"] for k in kinds for i in range(99) if f"{k}_{i}" in params]
+
+    def layers(kinds: Any) -> list[Any]:
+        return [layer for layer in net.modules() if isinstance(layer, kinds)]
+
+    kernels = in_order(("StridedConv", "TransposedConv", "Conv"))
+    convs = layers((nn.Conv2d, nn.ConvTranspose2d))
+    scales = in_order(("BatchNorm", "InstanceNorm"))
+    norms = layers((nn.BatchNorm2d, nn.InstanceNorm2d))
+    with torch.no_grad():
+        for conv, own in zip(convs, kernels, strict=True):
+            order = (0, 3, 1, 2) if isinstance(conv, nn.ConvTranspose2d) else (3, 2, 0, 1)
+            conv.weight.copy_(torch.from_numpy(np.transpose(own["kernel"], order).copy()))
+        for norm, own in zip(norms, scales, strict=True):
+            norm.weight.copy_(torch.from_numpy(np.array(own["scale"])))
+            norm.bias.copy_(torch.from_numpy(np.array(own["bias"])))
+        convs[-1].bias.copy_(torch.from_numpy(np.array(params["bias"]).reshape(-1)))
+
+
+def disagreement(config: ml_collections.ConfigDict) -> float:
+    """Largest difference of outputs in training, dropout off, relative to the largest output."""
+    config = config.copy_and_resolve_references()
+    config.model.update({"dropout": 0.0, "disc_dropout": 0.0})
+    channels, rng, size = coding(config).channels, np.random.default_rng(0), config.data.size
+    ours = pix2pix.networks(config, channels)
+    variables = pix2pix.create(config).init(jax.random.key(0), {})
+    inputs = pairs.channels(config.data)
+    worst = 0.0
+    for net, reference, own, seen in zip(
+        ours,
+        networks(config),
+        (variables.gen, variables.disc),
+        (inputs, inputs + channels),
+        strict=True,
+    ):
+        images = rng.uniform(-1, 1, (4, size, size, seen)).astype(np.float32)
+        changed = jax.tree.map(lambda p: np.float32(p + 0.02 * rng.normal(size=p.shape)), own)
+        copy_weights(changed["params"], reference)
+        keys = jax.random.split(jax.random.key(0), len(images))
+
+        def applied(x: jax.Array, net: Any = net, given: Any = changed, keys: Any = keys) -> Any:
+            return net.apply(given, x, train=True, keys=keys, mutable=["batch_stats"])[0]
+
+        wanted = np.asarray(jax.jit(jax.vmap(applied, axis_name=AXIS))(images[None]))[0]
+        found = outside(reference(inside(images))).reshape(wanted.shape)
+        worst = max(worst, float(np.abs(found - wanted).max() / np.abs(wanted).max()))
+    return worst
+
+
+def step_of_ours(
+    config: ml_collections.ConfigDict, given: np.ndarray, wanted: np.ndarray
+) -> Callable[[], Any]:
+    """A function that takes a step as --mode=train does, from the beginning."""
+    objective = pix2pix.create(config)
+    optimisers = optim.make(config.optimiser, Pair(0, 0), optim.updates(config.train))
+    config = config.copy_and_resolve_references()
+    config.train.steps_per_call = 1
+    size = config.train.batch_size
+    feed = make_feed(wanted, size, config.seed, process=0, processes=1, conditions=given)
+    call = parallel.map_devices(make_step(objective, optimisers, feed, config), axis_name=AXIS)
+    resident = parallel.replicate(feed.resident)
+    state = parallel.replicate(initial_state(objective, optimisers, {}, config.seed))
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = call(state, {}, resident, {}, parallel.positions(size))
+        return metrics
+
+    return step
+
+
+def timed(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of the first step, and medians over rounds of wall and CPU seconds of later ones."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, step in steps.items():
+        start = time.perf_counter()
+        jax.block_until_ready(step())
+        found[name] = {"first": time.perf_counter() - start, "wall": [], "cpu": []}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(STEPS_A_ROUND):
+                out = step()
+            jax.block_until_ready(out)
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            found[name]["wall"].append((time.perf_counter() - wall) / STEPS_A_ROUND)
+            found[name]["cpu"].append((time.process_time() - cpu) / STEPS_A_ROUND)
+    medians = {"wall": statistics.median, "cpu": statistics.median}
+    return {n: f | {k: m(f[k]) for k, m in medians.items()} for n, f in found.items()}
