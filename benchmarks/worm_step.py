@@ -1,4 +1,4 @@
-"""Times the mapped worm train step as it runs in training, and the monitor.
+"""Times the mapped train step of the reported worm GAN as it runs in training, and the monitor.
 
     python benchmarks/worm_step.py [--batch=16] [--return_memory]
 
@@ -19,7 +19,7 @@ from deformgan import optim, parallel
 from deformgan.data import pipeline
 from deformgan.data.feed import make_feed
 from deformgan.models.layers import AXIS
-from deformgan.monitor import watchers
+from deformgan.monitor import Monitor
 from deformgan.objectives import deform
 from deformgan.step import initial_state, make_step
 
@@ -41,7 +41,7 @@ def main():
     arguments = parser.parse_args()
     if not arguments.return_memory:
         parallel.keep_memory()
-    config = worms.get_config()
+    config = worms.get_config("reported")
     config.train.batch_size = arguments.batch
     config.data.count = 2 * arguments.batch
     dataset = pipeline.build(pipeline.open_frames(config.data), config.data, config.source)
@@ -62,8 +62,8 @@ def main():
 
     timed("step", step, 100)
     state = initial_state(objective, optimisers, constants, 0)
-    watch, _ = watchers(objective, dataset.train, 0)
-    timed("monitor", lambda: watch(state.ema, constants), 10)
+    monitor = Monitor(objective, dataset, config)
+    timed("monitor", lambda: monitor.health(state.ema, constants), 10)
 
 
 if __name__ == "__main__":

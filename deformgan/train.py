@@ -15,7 +15,7 @@ import numpy as np
 
 from deformgan import __version__, intake, judge, optim, page, parallel, report, subjects
 from deformgan.checkpoint import Checkpoints
-from deformgan.data import pipeline
+from deformgan.data import label_image, pipeline
 from deformgan.data.feed import make_feed
 from deformgan.errors import Interrupted, RunError, UserError, resolve
 from deformgan.log import Log, hush_writers, say
@@ -97,6 +97,7 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises `UserError` for settings that cannot work, before anything is read or compiled."""
     pipeline.check(config.data)
+    label_image.check(config.source.mask)
     parallel.check_batch(config.train.batch_size)
     if config.train.steps < 0:
         raise UserError(f"train.steps: {config.train.steps}; give 0 (estimation alone) or more")

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
+from configs import worms
+from deformgan import train
 from deformgan.camera import Camera
 from deformgan.data import label_image
 from deformgan.data.frames import Labels
@@ -37,6 +40,24 @@ def test_a_bad_label_image_is_named(tmp_path, image, words):
     path = str(tmp_path / "absent.png") if image is None else written(tmp_path, image)
     with pytest.raises(UserError, match=words):
         label_image.labels_in(path, (32, 48, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64])
+def test_wide_integers_are_labels_if_they_fit(tmp_path, dtype):
+    file = tmp_path / "labels.tif"
+    tifffile.imwrite(file, MASK.astype(dtype) * 1000)
+    labels = label_image.labels_in(str(file), (32, 48, 1))
+    np.testing.assert_array_equal(labels.ids, [3000, 7000])
+    tifffile.imwrite(file, MASK.astype(dtype) * 100_000)
+    with pytest.raises(UserError, match="fit into 16 bits"):
+        label_image.labels_in(str(file), (32, 48, 1))
+
+
+def test_a_missing_mask_is_told_before_anything_is_read():
+    config = worms.get_config("smoke")
+    config.source.mask = "absent.png"
+    with pytest.raises(UserError, match="source.mask: no file"):
+        train.check(config)
 
 
 def test_chosen_labels_become_the_layers_that_move_on_their_own():

@@ -257,13 +257,21 @@ def _refuse_bomb(file: Path, pixels: int) -> None:
 
 
 def numeric(file: Path, image: np.ndarray) -> np.ndarray:
-    """The image with native byte order, yes and no as 0 and 255; else a `UserError`."""
+    """The image with native byte order, yes and no as 0 and 255; else a `UserError`.
+
+    Wider integers whose values fit are made uint16: label images often come so.
+    """
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
+    wide = image.dtype.kind in "iu" and image.dtype.itemsize > 2
+    if wide and image.min() >= 0 and image.max() < 2**16:
+        image = image.astype(np.uint16)
     image = image.astype(image.dtype.newbyteorder("="))
     kinds = ("uint8", "uint16", "int8", "int16", "float16", "float32", "float64")
     if image.dtype.name not in kinds:
-        raise UserError(f"{file}: holds {image.dtype}; 8- or 16-bit integers or floats are read")
+        raise UserError(
+            f"{file}: holds {image.dtype}; integers that fit into 16 bits, or floats, are read"
+        )
     if not np.isfinite(image).all():
         raise UserError(f"{file}: holds NaN or infinite values; replace them first")
     return image

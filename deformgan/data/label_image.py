@@ -12,6 +12,12 @@ from deformgan.data.frames import Labels
 from deformgan.errors import UserError
 
 
+def check(path: str) -> None:
+    """Raises `UserError` if `source.mask` names a file that is not there."""
+    if path and not Path(path).expanduser().is_file():
+        raise UserError(f"source.mask: no file {path}; give a PNG or TIFF label image")
+
+
 def labels_in(path: str, shape: tuple[int, ...]) -> Labels:
     """The labels of a frame `[H, W, ...]` from a PNG or TIFF of its size.
 
@@ -25,10 +31,8 @@ def labels_in(path: str, shape: tuple[int, ...]) -> Labels:
     Raises:
       UserError: naming the file, if it is missing, in colour, of another size or empty.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"source.mask: no file {path}; give a PNG or TIFF label image")
-    image, _ = folder.load(file)
+    check(path)
+    image, _ = folder.load(Path(path).expanduser())
     if image.shape != shape[:2]:
         raise UserError(
             f"source.mask: {path} is {_size(image.shape)}, the source image {_size(shape[:2])};"
