@@ -14,6 +14,7 @@ import ml_collections
 from configs import base, study, unconditional
 
 METHODS = {
+    "default": "",
     "reported": "reported",
     "collapse": "collapse",
     "diffaugment": "diffaugment",
@@ -21,7 +22,7 @@ METHODS = {
     "ada": "ada,small",
     "r3gan": "r3gan,small",
 }
-SHORT = ("reported", "diffaugment")  # a step of theirs is so much shorter
+SHORT = ("default", "reported", "collapse", "diffaugment")  # a step of theirs is so much shorter
 LONGER = 6  # times as many images in the time that StyleGAN2 takes
 STEPS = 2000  # of 16 images
 VERVET = {"source": "pyramid", "path": "pli/vervet", "tiles": 2000}

@@ -21,6 +21,7 @@ from deformgan.workdir import Workdir, write_atomically
 Entry = dict[str, Any]
 _DIFFERS = 0.1  # in the discriminator's accuracy, from which on the report's figure is not ours
 _SPACES = ("encoder", "random", "pixels")  # features, the first that there are
+_COMPARED = ("frechet", "kid", "coverage")  # whose intervals and floors tell what is decided
 
 COLUMNS = {
     "row": "row",
@@ -59,10 +60,10 @@ def entry(known: Entry, folder: Path, report: dict[str, Any], seconds: dict[str,
     Returns:
       `known`, `report` in words, `seconds_train`, `seconds_evaluate`, and where it is done: `n`,
       `split`, `test` (the worst), `accuracy`, `interval`, `p_value_adjusted`, `decision`, `floor`,
-      `tests`, `controls`, `frechet`, `kid`, `diversity`, `coverage`, `folded`, `copying`,
-      `nearest_training`, `disc_fake` and `disc_real` (means over the last quarter of training),
-      `steps` and `differs`: in which points it is not what the report said. None where there is no
-      such number.
+      `tests`, `controls`, `frechet`, `kid` and `coverage` (each with its `_interval` and `_floor`),
+      `diversity`, `folded`, `copying`, `nearest_training`, `disc_fake` and `disc_real` (means over
+      the last quarter of training), `steps` and `differs`: in which points it is not what the
+      report said. None where there is no such number.
     """
     out = known | {f"seconds_{k}": v for k, v in seconds.items()} | {"report": report["words"]}
     if known["status"] != "done":
@@ -84,12 +85,9 @@ def last_quarter(records: list[dict[str, Any]], kind: str) -> float | None:
 def _judged(evaluation: dict[str, Any]) -> Entry:
     metrics, verdict = evaluation.get("metrics", {}), evaluation.get("verdict", {})
 
-    def value(*names: str) -> float | None:
-        found = (metrics.get(name, {}).get("value") for name in names)
-        return next((v for v in found if v is not None), None)
-
-    def spaced(name: str) -> float | None:
-        return value(*(f"{name}_{space}" for space in _SPACES))
+    def spaced(name: str, key: str = "value") -> Any:
+        found = (metrics.get(f"{name}_{space}", {}) for space in _SPACES)
+        return next((one.get(key) for one in found if one.get("value") is not None), None)
 
     keep = ("test", "accuracy", "interval", "p_value_adjusted", "decision", "floor", "n")
     return {key: verdict.get(key) for key in keep} | {
@@ -98,13 +96,12 @@ def _judged(evaluation: dict[str, Any]) -> Entry:
             k: {"accuracy": c.get("accuracy"), "caught": c.get("caught"), "reason": c.get("reason")}
             for k, c in evaluation.get("controls", {}).items()
         },
-        "diversity": value("diversity"),
-        "frechet": spaced("frechet"),
-        "kid": spaced("kid"),
-        "coverage": spaced("coverage"),
+        "diversity": metrics.get("diversity", {}).get("value"),
         "copying": spaced("copying"),
         "nearest_training": spaced("nearest_training_ratio"),
-        "folded": value("folded"),
+        "folded": metrics.get("folded", {}).get("value"),
+        **{name: spaced(name) for name in _COMPARED},
+        **{f"{name}_{k}": spaced(name, k) for name in _COMPARED for k in ("interval", "floor")},
     }
 
 
@@ -125,20 +122,22 @@ def write(folder: Path, entries: list[Entry], settings: dict[str, Any]) -> None:
     text = json.dumps(whole, indent=2, sort_keys=True) + "\n"
     write_atomically(folder / "results.json", text)
     stream = io.StringIO(newline="")
-    names = [*COLUMNS, "status", "reason", "differs", "method", "steps", "split", "held_out_seed"]
+    names = [*COLUMNS, *(f"{name}_{k}" for name in _COMPARED for k in ("interval", "floor"))]
+    names += ["status", "reason", "differs", "method", "steps", "split", "held_out_seed"]
     writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for one in entries:
-        writer.writerow(one | cells(one) | {"differs": "; ".join(one.get("differs", ()))})
+        compared = {key: _around(one, key) for key in names if key.endswith("_interval")}
+        words = {"differs": "; ".join(one.get("differs", ()))}
+        writer.writerow(one | cells(one) | compared | words)
     write_atomically(folder / "results.csv", stream.getvalue())
 
 
 def cells(one: Entry) -> dict[str, str]:
     """The columns of an entry as short text, '' where there is nothing."""
     shown = {name: one.get(name) for name in COLUMNS}
-    for name in ("n", "interval"):
-        around = " to " if name == "interval" else " / "
-        shown[name] = around.join(map(_number, one.get(name) or ()))
+    shown["n"] = " / ".join(map(_number, one.get("n") or ()))
+    shown["interval"] = _around(one, "interval")
     tried = {k: c for k, c in one.get("controls", {}).items() if c["caught"] is not None}
     caught = sum(bool(c["caught"]) for c in tried.values())
     shown["controls"] = f"{caught} of {len(tried)}" if tried else ""
@@ -167,6 +166,10 @@ def print_table(entries: list[Entry]) -> None:
     for one in entries:
         for words in one.get("differs", ()):
             say(f"not as in the report: {one['row']} {one['seed']}: {words}")
+
+
+def _around(one: Entry, key: str) -> str:
+    return " to ".join(map(_number, one.get(key) or ()))
 
 
 def _number(value: float | None) -> str:
