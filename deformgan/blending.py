@@ -8,15 +8,17 @@ counts for a direction as far as it sees a fibre there.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deformgan.orientation import Orientation, decode, encode
 
-_LARGEST = 90.0  # degrees: that of directions at random, beyond which a spread says no more
+_LARGEST = 90 / math.sqrt(3)  # degrees: standard deviation of directions drawn at random
 _NOTHING = 1e-6  # share of tissue
 
 
@@ -43,13 +45,26 @@ class Blend(NamedTuple):
 def oriented(space: str) -> Blend:
     """The blend of predictions in a coded space of deformgan/orientation.py.
 
-    `image` gives HSV-black colours. `spread` is the circular standard deviation of the direction
-    modulo 180 degrees (Fisher 1993, Statistical Analysis of Circular Data, sec. 2.3: sqrt(-2 ln R)
-    of doubled angles, halved), at most 90; 0 where there is no tissue.
+    `image` gives HSV-black colours. `spread` is the `deviation` of the direction modulo 180
+    degrees; 0 where there is no tissue.
     """
     unit = "degrees, circular standard deviation of direction modulo 180 degrees over passes"
     merge = functools.partial(_merged_axes, space=space)
     return Blend(5, merge, _axes_image, _axes_spread, unit, axial=True)
+
+
+def deviation(length: Any) -> Any:
+    """Degrees, the circular standard deviation of directions modulo 180 degrees.
+
+    It is sqrt(-2 ln R) of the doubled angles, halved (Mardia & Jupp 2000, sec. 2.3), at most 52
+    degrees, which directions drawn at random have.
+
+    Args:
+      length: R of the mean of exp(2iφ), an array of NumPy or JAX of any shape.
+    """
+    xp: Any = jnp if isinstance(length, jax.Array) else np
+    degrees = xp.degrees(xp.sqrt(-2 * xp.log(xp.clip(length, 1e-12, 1))) / 2)
+    return xp.minimum(degrees, _LARGEST)
 
 
 def plain(channels: int, grey_levels: float) -> Blend:
@@ -91,6 +106,5 @@ def _axes_image(merged: jax.Array) -> jax.Array:
 
 def _axes_spread(merged: jax.Array) -> jax.Array:
     tissue, length = merged[..., 3], merged[..., 4]
-    agreement = jnp.clip(length / jnp.maximum(tissue, _NOTHING), 1e-12, 1)  # R
-    degrees = jnp.degrees(jnp.sqrt(-2 * jnp.log(agreement)) / 2)
-    return jnp.where(tissue > _NOTHING, jnp.minimum(degrees, _LARGEST), 0.0)
+    agreement = length / jnp.maximum(tissue, _NOTHING)  # R
+    return jnp.where(tissue > _NOTHING, deviation(agreement), 0.0)

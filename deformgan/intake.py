@@ -19,6 +19,8 @@ def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Datase
     dataset = pipeline.build(screened, config.data, config.source)
     counts = ", ".join(f"{len(names)} {split}" for split, names in dataset.split["names"].items())
     clipped = f"{dataset.scaling.clipped:.2%} of their pixels clipped"
+    if dataset.conditions is not None:
+        clipped += f", {dataset.conditions.scaling.clipped:.2%} of their inputs'"
     say(f"frames: {counts}; {clipped}; source image {dataset.source.name}")
     for name in ("validation", "test"):
         if dataset.source.name in dataset.split["names"][name]:

@@ -74,6 +74,7 @@ def run(argv: list[str]) -> None:
     if MODE.value == "sample" and TRANSLATE["files"].value:
         from deformgan import translate
 
+        _check_unused()
         used = TRANSLATE | {name: SAMPLE[name] for name in ("out", "seed")}
         values: dict[str, Any] = {name: flag.value for name, flag in used.items()}
         translate.run(path, config, step=STEP.value, **values)
@@ -102,6 +103,15 @@ def run(argv: list[str]) -> None:
         from deformgan import train
 
         train.run(config, path)
+
+
+def _check_unused() -> None:
+    """Raises `UserError` for a flag of samples that translation does not read."""
+    for name, flag in SAMPLE.items():
+        if name not in ("out", "seed") and flag.value != flag.default:
+            raise UserError(
+                f"{flag.name}: {flag.value}, which --input does not read; leave out --{flag.name}"
+            )
 
 
 def _base_config() -> Any:

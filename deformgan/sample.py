@@ -73,6 +73,8 @@ def run(
     own = workdir.config()
     if config is not None:
         workdir.check_same(config)
+    if own.data.get("pairs", False):
+        raise UserError("input: this run predicts from inputs; give --input=FILE")
     checkpoints = Checkpoints(workdir.checkpoints, best=own.checkpoint.best, writable=False)
     sampler = checkpoints.sampler(step)
     checkpoints.close()

@@ -168,6 +168,7 @@ class Training:
         if saved:
             state, before = checkpoints.restore(state)
             self._check_same_data(before)
+            _tell_of_rates(before["config"], config, int(state.step))
             position = before["data"]["next_index"]
             say(f"resuming from step {int(state.step)}")
         self.step = int(state.step)
@@ -313,6 +314,19 @@ class Training:
 
     def _preempted(self) -> bool:
         return self.checkpoints.preempted(self.step) if parallel.process()[1] > 1 else False
+
+
+def _tell_of_rates(before: dict[str, Any], config: ml_collections.ConfigDict, step: int) -> None:
+    """Warns of rates that fall with `train.steps` and jump, for that has changed at a `step`."""
+    counts, start = (before["train"]["steps"], config.train.steps), config.optimiser.decay_from
+    fades = [optim.fading(start, count) for count in counts]
+    was, now = (1.0 if fade is None else float(fade(step)) for fade in fades)
+    if was != now:
+        say(
+            f"warning: train.steps was {counts[0]} and is {counts[1]}: with optimiser.decay_from"
+            f" {start:g} the learning rates jump from {was:.0%} to {now:.0%} of their full value"
+            f" at step {step}, as they would not in an unbroken run"
+        )
 
 
 class _Signals:

@@ -16,7 +16,7 @@ import numpy as np
 
 from deformgan import __version__, blending, parallel
 from deformgan.checkpoint import Checkpoints
-from deformgan.data import raster_writers
+from deformgan.data import raster_metadata, raster_writers
 from deformgan.data.raster_writers import Layout, layout_of
 from deformgan.data.scaling import Scaling
 from deformgan.data.whole import Whole, kind_of, open_whole, suffix_of
@@ -97,7 +97,7 @@ def run(
         "seed": seed,
     }
     keep(target, done, whole, layout, translator, about)
-    _tell(target, done, translator)
+    _tell(target, done, layout, translator)
 
 
 def _check(passes: int, overlap: float, level: int) -> None:
@@ -121,7 +121,8 @@ def output_file(out: str, whole: Whole, modality: str) -> Path:
     suffix = ".png" if whole.kind == "png" else suffix_of(file)
     if kind_of(given) and not given.is_dir():
         target = given
-        if kind_of(target) != whole.kind or (whole.kind == "png" and suffix_of(target) != ".png"):
+        exact = whole.kind in ("nifti", "png")  # of which a suffix tells whether it is packed
+        if kind_of(target) != whole.kind or (exact and suffix_of(target).lower() != suffix.lower()):
             raise UserError(f"out: {out}, but {file} makes a file of its own kind, {suffix}")
     else:
         stem = file.name[: -len(suffix_of(file))]
@@ -162,16 +163,17 @@ def keep(
     Raises:
       UserError: if that fails; nothing is left of it then.
     """
-    folder = target.parent
+    folder, outward = target.parent, translator.outward.depth
     pools = {target: _pool(translator), _spread_file(target): raster_writers.mean}
     found = {target: done.image, _spread_file(target): done.spread}
-    manifest = _manifest_file(target)
+    manifest, units = _manifest_file(target), (outward.step, outward.offset)
     drafts = {file: file.with_name(f".{file.name}.draft") for file in (*found, manifest)}
     try:
         for file, rows in found.items():
             if rows is not None:
                 levels = raster_writers.pyramid(rows, layout, pools[file], folder)
-                raster_writers.write(drafts[file], levels, layout)
+                of_file = units if file == target else (1.0, 0.0)
+                raster_writers.write(drafts[file], levels, layout, of_file)
         said = {
             "deformgan": __version__,
             "input": [str(file.resolve()) for file in whole.files],
@@ -223,10 +225,15 @@ def _in_units(stored: np.ndarray, scaling: Scaling) -> np.ndarray:
     return stored * scaling.depth.step + scaling.depth.offset
 
 
-def _tell(target: Path, done: Translation, translator: Translator) -> None:
+def _tell(target: Path, done: Translation, layout: Layout, translator: Translator) -> None:
     seams = "not measured: no tile ends within the image, or it is constant"
     if done.seam_ratio is not None:
         seams = f"{done.seam_ratio:.3f} (differences at borders of tiles over those elsewhere)"
     say(f"seam ratio {seams}\nwrote {target}")
+    depth, missed = translator.outward.depth, raster_metadata.left_out(layout.file, layout.kind)
+    if layout.kind == "png" and (depth.step, depth.offset) != (1, 0):
+        say(f"      its values are those stored * {depth.step:g} + {depth.offset:g}")
+    if missed:
+        say(f"      not taken over from {layout.file}: {', '.join(missed)}")
     if done.spread is not None:
         say(f"      {_spread_file(target)} ({translator.blend.unit})")

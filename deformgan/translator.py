@@ -133,23 +133,22 @@ def translated(
     rows, columns = (cover(n, translator.size, overlap) for n in (height, width))
     seams, outward = Seams(rows, columns), translator.outward
     render, spread_of = jax.jit(translator.blend.image), jax.jit(translator.blend.spread)
-    image: Rows | None = None
-    spread = None
-    if translator.passes > 1:
-        spread = Rows(folder, (height, width, 1), np.dtype(np.float32))
+    channels = jax.eval_shape(render, jnp.zeros((1, 1, translator.blend.channels))).shape[-1]
     tiles = len(rows.starts) * len(columns.starts)
     try:
+        image = Rows(folder, (height, width, channels), np.dtype(outward.depth.dtype))
+        spread = None
+        if translator.passes > 1:
+            spread = Rows(folder, (height, width, 1), np.dtype(np.float32))
         with progress(f"{tiles} tiles", total=tiles, quiet=quiet) as advance:
             for merged in _bands(whole, translator, rows, columns, advance):
                 stored = outward.outward(jax.device_get(render(merged)))
-                image = image or Rows(folder, (height, width, stored.shape[-1]), stored.dtype)
                 image.append(stored)
                 seams.add(stored)
                 if spread is not None:
                     spread.append(jax.device_get(spread_of(merged))[..., None])
     except OSError as error:
         raise unwritable(folder, error) from error
-    assert image is not None
     return Translation(image, spread, seams.ratio())
 
 

@@ -199,3 +199,12 @@ def test_a_wrong_shape_is_a_clear_error():
 
     with pytest.raises(ValueError, match=r"points: wanted shape \[\*, 2\], got \[3\]"):
         errors.require_shape("points", np.zeros(3), (None, 2))
+
+
+@pytest.mark.parametrize(
+    "flag", ["num=3", "format=tiff", "truncation=0.5", "interpolate=2", "project=a.png"]
+)
+def test_a_flag_that_translation_does_not_read_is_named(cli, flag):
+    name, value = flag.split("=")
+    outcome = cli("--mode=sample", "--input=a.png", f"--{flag}")
+    check(outcome, f"{name}: {value}, which --input does not read; leave out --{name}")

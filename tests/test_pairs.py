@@ -1,5 +1,7 @@
 """Pairs: images and what they are predicted from, from the files to the batch."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,13 @@ from builders import overridden, smoke, write_images
 from PIL import Image
 
 from configs import base
-from deformgan import prepare
+from deformgan import intake, prepare
 from deformgan.data import aligned, folders, geometry, pairs, pipeline, tfds
 from deformgan.data.feed import make_feed
 from deformgan.data.frames import Frame
 from deformgan.data.splits import SPLITS
 from deformgan.errors import UserError
+from deformgan.workdir import Workdir
 
 SIZE = 16
 
@@ -388,6 +391,11 @@ def test_pairs_of_a_dataset_that_this_program_did_not_make(tmp_path):
         ({"source": "pli", "input_path": "x"}, "data.input_path: only data.source=folders has"),
         ({"input_channels": 5}, "data.input_channels: 5; inputs have 1 to 4 channels"),
         ({"input_range": (3.0, 3.0)}, "data.input_range: (3.0, 3.0); give (low, high)"),
+        ({"source": "pli", "direction": "BtoA"}, "data.direction: BtoA, but only data.source=al"),
+        (
+            {"source": "pyramid", "inputs": "retardation,transmittance,retardation"},
+            "data.inputs: retardation,transmittance,retardation has retardation twice",
+        ),
         ({"blur": 3}, "data.blur: 3; pairs are not blurred, set it to 0"),
     ],
 )
@@ -395,6 +403,36 @@ def test_a_setting_of_pairs_that_does_not_fit_is_named(overrides, message):
     with pytest.raises(UserError) as raised:
         pipeline.check(settings("x", **{"source": "aligned"} | overrides).data)
     assert str(raised.value).startswith(message)
+
+
+def test_limits_that_do_not_fit_the_images_are_named(tmp_path):
+    """Values of 0 to 1 or of 16 bit, with the limits of 8 bit."""
+    images = write_images(tmp_path / "targets", 12, shape=(SIZE, SIZE))
+    (tmp_path / "inputs").mkdir()
+    config = settings(tmp_path / "targets", "folders", input_path=str(tmp_path / "inputs"))
+    config.data.scaling = "range"
+    dim, bright = r"less than 2% of it; set it", r"100% of their pixels would be clipped"
+    for scale, dtype, message in ((1 / 255, np.float32, dim), (200.0, np.uint16, bright)):
+        for i, image in enumerate(images):
+            values = ((image + 2.0) * scale).astype(dtype)
+            tifffile.imwrite(tmp_path / f"inputs/frame{i}.tif", values)
+        with pytest.raises(UserError, match=rf"data\.input_range: \(0, 255\), but .*{message}"):
+            build(config)
+    config.data.input_range = (0.0, 65535.0)
+    workdir = Workdir(str(tmp_path / "run"), create=True)
+    intake.load(config, workdir)
+    config.data.range = (1000.0, 2000.0)
+    with pytest.raises(UserError, match=r"data\.range: \(1000, 2000\), but the training frames"):
+        build(config)
+
+
+def test_the_clipped_share_of_inputs_is_said(tmp_path, capsys):
+    write_aligned(tmp_path / "pairs", colour=False)
+    config = settings(tmp_path / "pairs", "aligned", scaling="range", input_range=(64.0, 256.0))
+    intake.load(config, Workdir(str(tmp_path / "run"), create=True))
+    said = capsys.readouterr().out
+    share = re.search(r"0\.00% of their pixels clipped, (.*)% of their inputs'", said)[1]
+    assert float(share) == pytest.approx(25, abs=3)
 
 
 def test_folders_without_pairs_are_the_source_folder(tmp_path):

@@ -1,4 +1,5 @@
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,13 @@ from configs import pix2pix
 from deformgan import losses, optim, orientation, parallel, report, sample, train
 from deformgan.checkpoint import Checkpoints
 from deformgan.data.feed import make_feed
-from deformgan.errors import UserError
+from deformgan.errors import Interrupted, UserError
 from deformgan.log import read_metrics
 from deformgan.models import layers, patchgan, unet
 from deformgan.models.layers import AXIS
+from deformgan.objectives import adversarial, shown
 from deformgan.objectives import pix2pix as objectives
-from deformgan.objectives import shown
-from deformgan.objectives.contract import Samples
+from deformgan.objectives.contract import Inputs, Samples
 from deformgan.objectives.shown import Space
 from deformgan.state import Pair
 from deformgan.step import initial_state, make_step
@@ -290,6 +291,41 @@ def test_settings_that_do_not_fit_are_named(message, overrides):
         objectives.create(config(**overrides))
 
 
+def test_a_prepared_dataset_may_call_its_inputs_as_it_likes():
+    """Those of data.inputs are modalities in some sources only, and only there turned or not."""
+    settings = config(data__source="tfds", data__inputs="drawing")
+    assert settings.augment.dihedral
+    objectives.create(settings)
+
+
+def test_the_networks_drop_out_by_draws_of_their_own():
+    """Under one key for both, as in gradient penalties."""
+    seen = []
+
+    class Judge:
+        def apply(self, variables, images, *, train, keys, mutable):
+            seen.append(keys)
+            return jnp.mean(images, (1, 2, 3)), {}
+
+    def generate(variables, inputs):
+        return adversarial.Generated(inputs.batch["images"], {}, {})
+
+    images = jnp.zeros((4, 8, 8, 3))
+    inputs = Inputs(Pair({}, {"batch_stats": {}}), {"images": images}, {}, KEYS)
+    adversarial.game(generate, Judge(), config(loss__r1=1.0)).penalty({}, inputs)
+    (keys,) = seen
+    own = shown.fold(KEYS, shown.Draw.DROPOUT)
+    assert (jax.random.key_data(keys) != jax.random.key_data(own)).any(-1).all()
+
+
+def test_rates_that_jump_with_the_number_of_steps_are_told(capsys):
+    before = {"train": {"steps": 8}}
+    for step, steps, said in ((8, 16, "jump from 0% to 100% of their"), (4, 16, ""), (6, 8, "")):
+        train._tell_of_rates(before, config(train__steps=steps, optimiser__decay_from=0.5), step)
+        out = capsys.readouterr().out
+        assert said in out and bool(said) == ("warning: train.steps was 8 and is 16" in out)
+
+
 def test_scores_of_predictions_at_known_errors():
     def colours(direction):
         return orientation.to_rgb(oriented(direction), "orientation")
@@ -303,6 +339,14 @@ def test_scores_of_predictions_at_known_errors():
     noise = jax.random.normal(KEY, (2, 4, 4, 3)) / 10
     found = scored(colours(10) + noise, colours(10))
     np.testing.assert_allclose(found["mse"], np.mean((127.5 * np.asarray(noise)) ** 2), rtol=1e-3)
+
+
+def test_ordinary_colours_are_told_that_they_are_taken_for_directions():
+    paired = types.SimpleNamespace(conditions=())
+    for source, told in (("folders", True), ("pli", False)):
+        said = []
+        objectives.create(config(data__source=source)).fit(paired, said.append)
+        assert ["set augment.oriented=False" in line for line in said] == [True] * told + [False]
 
 
 class Lazy(list):
@@ -356,7 +400,7 @@ SHORT = {
     "checkpoint__every": 4,
     "log__every": 1,
     "log__pictures": 8,
-    "optimiser__decay_from": 1.0,  # or it would follow train.steps, which differ
+    "optimiser__decay_from": 0.5,
     "optimiser__ema_decay": 0.5,
     "optimiser__gen__learning_rate": 1e-2,
     "model__depth": 3,
@@ -365,15 +409,19 @@ SHORT = {
 }
 
 
-def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path, capsys):
+def test_a_resumed_run_equals_an_unbroken_one(run, tmp_path, capsys, monkeypatch):
+    """Stopped half-way and not made longer: the rates fall with train.steps."""
     path = tmp_path / "run"
-    train.run(config("orientation,smoke", **SHORT, train__steps=4), str(path))
+    settings = config("orientation,smoke", **SHORT, train__steps=8)
+    with monkeypatch.context() as stopping, pytest.raises(Interrupted):
+        stopping.setattr(train.Training, "_preempted", lambda self: self.step == 4)
+        train.run(settings, str(path))
     assert "U-Net of depth 3, down to 4x4; PatchGAN of 1 layers, each output sees 16x16" in (
         capsys.readouterr().out
     )
-    settings = config("orientation,smoke", **SHORT, train__steps=8)
     train.run(settings, str(path))
-    assert "resuming from step 4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming from step 4" in said and "learning rates" not in said
     (whole, meta), (resumed, _) = final_state(run, settings), final_state(path, settings)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)

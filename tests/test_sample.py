@@ -130,6 +130,16 @@ def test_bad_requests_are_named(run, tmp_path):
         draw(run, tmp_path / "d", config=smoke())
 
 
+def test_a_run_of_pairs_is_sampled_from_its_input(run, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["pairs"] = True
+    (tmp_path / "pairs/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"input: this run predicts from inputs; give --input=FILE"):
+        draw(tmp_path / "pairs", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_sampling_without_a_checkpoint_is_refused(run, tmp_path):
     (tmp_path / "empty").mkdir()
     text = (run / "config.json").read_text()

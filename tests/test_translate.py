@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 from scipy import ndimage
 
 from configs import base
@@ -224,7 +225,8 @@ def test_spread_is_the_circular_deviation_of_passes():
     assert spread([170.0, 10.0]) == pytest.approx(expected, rel=1e-4)
     drawn = np.random.default_rng(0).normal(0, 8, 2000)
     assert spread(drawn) == pytest.approx(8, rel=0.05)
-    assert spread([30.0, 30.0]) < 0.05 and spread([0.0, 90.0]) == 90
+    assert spread([30.0, 30.0]) < 0.05
+    assert spread([0.0, 90.0]) == pytest.approx(90 / math.sqrt(3))
     assert spread([0.0, 20.0], mask=0.0) == 0
     grey = blending.plain(1, 127.5)
     values = jnp.asarray([0.1, 0.3])[:, None, None, None]
@@ -454,13 +456,84 @@ def test_coarser_levels_repeat_the_border_and_average_the_rest(tmp_path):
         raster_writers.pyramid(rows, odd, raster_writers.mean, tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["hdf5", "tiff", "nifti", "png"])
+def test_values_that_are_stored_in_steps_are_written_in_their_units(tmp_path, kind):
+    """PNG alone holds the steps: it has no numbers but whole ones from 0 on."""
+    writers = {"hdf5": input_hdf5, "tiff": input_tiff, "nifti": input_nifti, "png": input_png}
+    file = tmp_path / f"in.{ {'hdf5': 'h5', 'tiff': 'tif', 'nifti': 'nii', 'png': 'png'}[kind] }"
+    writers[kind](file, smooth(TURN))
+    layout = raster_writers.layout_of(file, kind, 0, TURN)
+    stored = np.random.default_rng(0).integers(0, 256, (*TURN, 3)).astype(np.uint8)
+    rows = raster_writers.Rows(tmp_path, stored.shape, stored.dtype)
+    rows.append(stored)
+    levels = raster_writers.pyramid(rows, layout, raster_writers.mean, tmp_path)
+    draft = file.with_stem("out")
+    raster_writers.write(draft, levels, layout, (0.25, -3.0))
+    np.testing.assert_allclose(read(draft), stored if kind == "png" else stored * 0.25 - 3.0)
+
+
+def test_a_pyramid_that_holds_a_group_is_read_all_the_same(tmp_path):
+    input_hdf5(tmp_path / "in.h5", smooth(TURN))
+    with h5py.File(tmp_path / "in.h5", "a") as h5:
+        h5.create_group("pyramid/07")
+    layout = raster_writers.layout_of(tmp_path / "in.h5", "hdf5", 0, TURN)
+    assert layout.levels == (0, 1, 2)
+
+
+def test_what_lies_beside_a_pyramid_is_copied_if_it_is_small(tmp_path, monkeypatch, capsys):
+    root = fake_run(monkeypatch, tmp_path)
+    input_hdf5(tmp_path / "in.h5", smooth(TURN))
+    with h5py.File(tmp_path / "in.h5", "a") as h5:
+        h5["stage/position"] = [3.0, 4.0]
+        h5["stage"].attrs["unit"] = "um"
+        h5["histogram"] = np.arange(256)
+        h5["thumbnail"] = np.zeros((1024, 1024), np.uint8)
+        h5["elsewhere"] = h5py.ExternalLink("lost.h5", "/a")
+    sample(root, tmp_path / "in.h5", tmp_path / "map.h5")
+    with h5py.File(tmp_path / "map.h5") as h5:
+        assert set(h5) == {"pyramid", "stage", "histogram"}
+        assert h5["stage/position"][1] == 4 and h5["stage"].attrs["unit"] == "um"
+    assert "in.h5: elsewhere, thumbnail" in capsys.readouterr().out
+
+
+def test_the_size_of_a_pixel_is_kept_of_an_ome_tiff_and_a_png(tmp_path, monkeypatch, capsys):
+    root = fake_run(monkeypatch, tmp_path)
+    size = {"axes": "YX", "PhysicalSizeX": 1.25, "PhysicalSizeY": 0.002}
+    size |= {"PhysicalSizeYUnit": "mm"}
+    image = smooth(TURN)
+    tifffile.imwrite(tmp_path / "in.ome.tif", image, metadata=size)
+    sample(root, tmp_path / "in.ome.tif", tmp_path / "map.tif")
+    assert "in.ome.tif: ImageDescription" in capsys.readouterr().out
+    with tifffile.TiffFile(tmp_path / "map.tif") as tiff:
+        page = tiff.pages[0].aspage()
+        assert page.resolution == pytest.approx((8000, 5000)) and page.resolutionunit == 3
+    Image.fromarray(image).save(tmp_path / "in.png", dpi=(300, 150))
+    sample(root, tmp_path / "in.png", tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.info["dpi"] == pytest.approx((300, 150), rel=1e-3)
+        assert picture.size == TURN[::-1] and picture.mode == "RGB"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_computed(
+    tmp_path, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(raster_writers.tempfile, "TemporaryFile", full)
+    by = translating(noisy, passes=2)
+    by = Translator(None, by.blend, 32, 2, BYTES, BYTES)
+    with pytest.raises(UserError, match=r"out: cannot write to .*No space left .*another --out"):
+        translated(smooth(TURN), by, tmp_path)
+
+
 @pytest.mark.parametrize("fails", ["predict", "write"])
 def test_a_run_that_dies_leaves_no_file(tmp_path, monkeypatch, fails):
     root = fake_run(monkeypatch, tmp_path)
     input_hdf5(tmp_path / "in.h5", smooth(TURN))
     if fails == "write":
 
-        def die(draft, levels, layout):
+        def die(draft, levels, layout, units):
             draft.write_bytes(b"half")
             raise KeyboardInterrupt
 
@@ -507,6 +580,10 @@ def test_bad_requests_are_named_before_anything_is_computed(tmp_path, monkeypatc
     for message, values in refused.items():
         with pytest.raises(UserError, match=message):
             sample(root, **({"files": grey, "out": tmp_path / "out"} | values))
+    for name, other in (("in.nii.gz", "map.nii"), ("in.nii", "map.nii.gz")):
+        input_nifti(tmp_path / name, image)
+        with pytest.raises(UserError, match=rf"makes a file of its own kind, {name[2:]}$"):
+            sample(root, tmp_path / name, tmp_path / other)
     (tmp_path / "map.json").write_text("mine")
     with pytest.raises(UserError, match=r"map.json is in use"):
         sample(root, grey, tmp_path / "map.h5")

@@ -36,6 +36,11 @@ class Conditions:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises `UserError` for a setting of the `data` block about pairs that does not fit."""
     choose("data.direction", config.direction, ("AtoB", "BtoA"))
+    if config.direction == "BtoA" and config.source != "aligned":
+        raise UserError(
+            f"data.direction: BtoA, but only data.source=aligned has a left and a right half, not"
+            f" {config.source}; leave it AtoB"
+        )
     if config.input_path and config.source != "folders":
         raise UserError(
             f"data.input_path: only data.source=folders has its inputs apart, not {config.source};"
@@ -49,6 +54,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.pairs: {config.source} has no pairs; set data.source to one of"
             f" {', '.join(offering('deformgan.data', 'input_channels'))}, or data.pairs to False"
         )
+    if by_modality(config):
+        modalities(config)
     if config.blur:
         raise UserError(f"data.blur: {config.blur}; pairs are not blurred, set it to 0")
     if not 1 <= config.input_channels <= _MOST:
@@ -66,6 +73,14 @@ def channels(config: ml_collections.ConfigDict) -> int:
     return count
 
 
+def by_modality(config: ml_collections.ConfigDict) -> bool:
+    """Whether the source's inputs are the modalities `data.inputs`; False without pairs."""
+    if not config.pairs:
+        return False
+    reader = resolve("data.source", "deformgan.data", config.source, "input_channels")
+    return reader.input_channels is modality_channels
+
+
 def given_channels(config: ml_collections.ConfigDict) -> int:
     """The channels of inputs that are made to have so many: `data.input_channels`."""
     return int(config.input_channels)
@@ -77,10 +92,12 @@ def modality_channels(config: ml_collections.ConfigDict) -> int:
 
 
 def modalities(config: ml_collections.ConfigDict) -> list[str]:
-    """The names in `data.inputs` (none without pairs); `UserError` for an unknown one."""
+    """The names in `data.inputs` (none without pairs); `UserError` for one unknown or twice."""
     names = [name.strip() for name in config.inputs.split(",")] if config.pairs else []
     for name in names:
         choose("data.inputs", name, tuple(m for m in CHANNELS if m != config.modality))
+        if names.count(name) > 1:
+            raise UserError(f"data.inputs: {config.inputs} has {name} twice; give each once")
     return names
 
 

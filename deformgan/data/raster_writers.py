@@ -21,12 +21,15 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from deformgan.data import raster_metadata
 from deformgan.errors import UserError
 
 Pool = Callable[[np.ndarray], np.ndarray]  # [q, n, C], each n of q pixels -> [n, C], their mean
+Units = tuple[float, float]  # step and offset: a value is what is stored * step + offset
 _AT_ONCE = 2**22  # values
 _TIFF_TILE = (256, 256)  # of a file whose model has none
 _CLASSIC_TIFF = 2**32 - 2**26  # bytes that its offsets reach
+_AS_STORED: Units = (1.0, 0.0)
 _HUNDREDTHS = 100  # that a PNG stores, which has no floating-point numbers
 
 
@@ -55,6 +58,18 @@ class Rows:
         rows = rows or max(_AT_ONCE // (self.shape[1] * self.shape[2]), 1)
         for first in range(0, self.shape[0], rows):
             yield first, self.read(first, min(first + rows, self.shape[0]))
+
+
+class _InUnits(Rows):
+    """Rows that are stored in steps, read as the values they stand for, in float32."""
+
+    def __init__(self, rows: Rows, units: Units) -> None:
+        self.shape, self.dtype = rows.shape, np.dtype(np.float32)
+        self._rows, self._units = rows, units
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        step, offset = self._units
+        return (self._rows.read(first, last) * step + offset).astype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +114,8 @@ def layout_of(file: Path, kind: str, level: int, shape: tuple[int, int]) -> Layo
     if kind == "hdf5":
         with h5py.File(file, "r") as h5:
             group = h5["pyramid"]
-            named = {int(n): group[n].shape for n in group if n.isdigit() and len(n) == 2}
+            there = [n for n in group if isinstance(group.get(n), h5py.Dataset)]
+            named = {int(n): group[n].shape for n in there if n.isdigit() and len(n) == 2}
         levels = tuple(sorted(n for n in named if n >= level))
         shapes = tuple((named[n][0], named[n][1]) for n in levels)
     elif kind == "tiff":
@@ -143,18 +159,29 @@ def mean(pixels: np.ndarray) -> np.ndarray:
     return (np.round(found) if whole else found).astype(pixels.dtype)
 
 
-def write(draft: Path, levels: Sequence[Rows], layout: Layout) -> None:
-    """Writes the levels of an image to the file `draft`, which is then whole."""
-    writers = {"hdf5": _hdf5, "tiff": _tiff, "nifti": _nifti, "png": _png}
-    writers[layout.kind](draft, levels, layout)
+def write(draft: Path, levels: Sequence[Rows], layout: Layout, units: Units = _AS_STORED) -> None:
+    """Writes the levels of an image to the file `draft`, which is then whole.
+
+    Values that are not whole numbers from 0 on are stored in steps: NIfTI says so in its header,
+    HDF5 and TIFF hold the values themselves in float32, and PNG, which can do neither, the steps.
+    """
+    if layout.kind == "nifti":
+        _nifti(draft, levels, layout, units)
+    elif layout.kind == "png":
+        _png(draft, levels, layout)
+    else:
+        if units != _AS_STORED:
+            levels = [_InUnits(rows, units) for rows in levels]
+        (_hdf5 if layout.kind == "hdf5" else _tiff)(draft, levels, layout)
 
 
 def _hdf5(draft: Path, levels: Sequence[Rows], layout: Layout) -> None:
     """`pyramid/NN` with the attributes, chunks and compression of the same level in the model."""
     with h5py.File(layout.file, "r") as old, h5py.File(draft, "w") as new:
-        _copy_attributes(old, new)
+        raster_metadata.copy_attributes(old, new)
+        raster_metadata.copy_beside(old, new)
         group = new.create_group("pyramid")
-        _copy_attributes(old["pyramid"], group)
+        raster_metadata.copy_attributes(old["pyramid"], group)
         for number, rows in zip(layout.levels, levels, strict=True):
             like = old[f"pyramid/{number:02d}"]
             end = rows.shape[2:] if rows.shape[2] > 1 else ()
@@ -169,16 +196,9 @@ def _hdf5(draft: Path, levels: Sequence[Rows], layout: Layout) -> None:
                 compression_opts=like.compression_opts,
                 shuffle=like.shuffle,
             )
-            _copy_attributes(like, dataset)
+            raster_metadata.copy_attributes(like, dataset)
             for first, block in rows.blocks(chunks[0] if chunks else 0):
                 dataset[first : first + len(block)] = block.reshape(len(block), *dataset.shape[1:])
-
-
-def _copy_attributes(old: Any, new: Any) -> None:
-    """All but references to other objects of the file, which would point nowhere."""
-    for name, value in old.attrs.items():
-        if h5py.check_ref_dtype(np.asarray(value).dtype) is None:
-            new.attrs[name] = value
 
 
 def _tiff(draft: Path, levels: Sequence[Rows], layout: Layout) -> None:
@@ -202,7 +222,7 @@ def _tiff(draft: Path, levels: Sequence[Rows], layout: Layout) -> None:
                 subifds=len(levels) - 1 if first else None,
                 subfiletype=0 if first else 1,
                 metadata=None,
-                **_resolution(page),
+                **raster_metadata.resolution(old, page),
             )
 
 
@@ -217,21 +237,13 @@ def _tiles(rows: Rows, tile: tuple[int, int]) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(part if rows.shape[2] > 1 else part[..., 0])
 
 
-def _resolution(page: Any) -> dict[str, Any]:
-    tags = [page.tags.get(name) for name in ("XResolution", "YResolution", "ResolutionUnit")]
-    if not tags[0] or not tags[1]:
-        return {}
-    unit = {"resolutionunit": tags[2].value} if tags[2] else {}
-    return {"resolution": (tags[0].value, tags[1].value), **unit}
-
-
-def _nifti(draft: Path, levels: Sequence[Rows], layout: Layout) -> None:
+def _nifti(draft: Path, levels: Sequence[Rows], layout: Layout, units: Units) -> None:
     """`[W, H]`, colours of 8 bit as RGB pixels, else `[W, H, 1, C]`, in the model's space."""
     import nibabel  # late: only this format needs it
 
     rows = levels[0]
     (height, width, channels), colour = rows.shape, [(c, "u1") for c in "RGB"]
-    as_pixels = channels == 3 and rows.dtype == np.uint8
+    as_pixels = channels == 3 and rows.dtype == np.uint8 and units == _AS_STORED
     model: Any = nibabel.load(layout.file)
     header = model.header.as_byteswapped("<")
     header.set_data_dtype(np.dtype(colour) if as_pixels else rows.dtype)
@@ -239,7 +251,7 @@ def _nifti(draft: Path, levels: Sequence[Rows], layout: Layout) -> None:
     zooms = (*header.get_zooms(), 1.0, 1.0)
     header.set_data_shape(whole)
     header.set_zooms(zooms[: len(whole)])
-    header.set_slope_inter(1, 0)
+    header.set_slope_inter(*units)
     opened = gzip.open if layout.file.name.lower().endswith(".gz") else open
     with opened(draft, "wb") as stream:
         header.write_to(stream)
@@ -253,4 +265,5 @@ def _png(draft: Path, levels: Sequence[Rows], layout: Layout) -> None:
     image = levels[0].read(0, levels[0].shape[0])
     if np.issubdtype(image.dtype, np.floating):
         image = np.round(np.clip(image * _HUNDREDTHS, 0, 65535)).astype(np.uint16)
-    draft.write_bytes(imagecodecs.png_encode(image[..., 0] if image.shape[2] == 1 else image))
+    packed = bytes(imagecodecs.png_encode(image[..., 0] if image.shape[2] == 1 else image))
+    draft.write_bytes(raster_metadata.with_dpi(packed, layout.file, image.shape[:2]))

@@ -14,7 +14,7 @@ from PIL import Image
 from deformgan.data import folder, pairs, rasters
 from deformgan.data.rasters import HDF5, NIFTI, TIFF
 from deformgan.data.scaling import Depth
-from deformgan.errors import UserError, resolve
+from deformgan.errors import UserError
 
 KINDS = {"hdf5": HDF5, "tiff": TIFF, "nifti": NIFTI, "png": folder.STILLS}
 
@@ -74,8 +74,7 @@ def open_whole(
       UserError: naming the file that is unreadable, or lacks the level, or differs from the run's
         inputs in channels, depth or scale.
     """
-    reader = resolve("data.source", "deformgan.data", data.source, "input_channels")
-    by_modality = reader.input_channels is pairs.modality_channels
+    by_modality = pairs.by_modality(data)
     names = pairs.modalities(data) if by_modality else [""] * len(files)
     if len(files) != len(names):
         raise UserError(
@@ -105,7 +104,7 @@ def open_whole(
     def rows(first: int, last: int) -> np.ndarray:
         return np.concatenate([part.rows(first, last) for part in parts], -1)
 
-    channels, wanted = sum(part.shape[2] for part in parts), reader.input_channels(data)
+    channels, wanted = sum(part.shape[2] for part in parts), pairs.channels(data)
     if channels != wanted:
         raise UserError(
             f"input: {channels} channels together, but the run's inputs have {wanted}; give the"

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from deformgan import blending
 from deformgan.metrics import orientation_error
 from deformgan.metrics.subject import Score, Subject, jackknife_interval, unavailable
 from deformgan.orientation import Orientation
@@ -23,7 +24,6 @@ from deformgan.orientation import Orientation
 FEWEST = 4  # passes: two for each half
 BINS = 10  # of equal counts
 _PIXELS = 100_000  # that are looked at, at most
-_WIDEST = 90 / np.sqrt(3)  # degrees: standard deviation of directions drawn at random
 _ABOUT = {
     "calibration_slope": "slope of the error in the plane against the spread of the passes, in"
     f" {BINS} bins of equally many pixels; 1 if the spread foretells the error, above: too sure,"
@@ -61,13 +61,10 @@ class Pixels(NamedTuple):
 def mean_and_spread(direction: np.ndarray, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Mean direction, radians in [0, π), and spread, degrees, of directions modulo π.
 
-    The spread is half the circular standard deviation of the doubled angles, sqrt(-2 ln R) / 2
-    (Mardia & Jupp 2000, sec. 2.3), at most 52 degrees, which directions drawn at random have.
+    The spread is `blending.deviation`, at most 52 degrees.
     """
     mean = np.exp(2j * np.asarray(direction, np.float64)).mean(axis)
-    length = np.clip(np.abs(mean), 1e-12, 1)
-    spread = np.degrees(np.sqrt(-2 * np.log(length)) / 2)
-    return np.mod(np.angle(mean) / 2, np.pi), np.minimum(spread, _WIDEST)
+    return np.mod(np.angle(mean) / 2, np.pi), blending.deviation(np.abs(mean))
 
 
 def pixels(subject: Subject) -> Pixels:

@@ -129,7 +129,7 @@ def game(
             {"params": params, "batch_stats": stats},
             images,
             train=True,
-            keys=shown.fold(keys, Draw.DROPOUT),
+            keys=shown.fold(keys, Draw.DISC_DROPOUT),
             mutable=["batch_stats", "features"] if matching else ["batch_stats"],
         )
         features = jax.tree.leaves(updated.get("features", ()))

@@ -228,7 +228,7 @@ def _check(config: ml_collections.ConfigDict, code: Coding) -> None:
     if not 0 <= config.augment.jitter < data.size:
         raise UserError(f"augment.jitter: {config.augment.jitter}; give pixels, fewer than a tile")
     turns = config.augment.dihedral or config.augment.adaptive
-    if turns and "fom" in pairs.modalities(data):
+    if turns and pairs.by_modality(data) and "fom" in pairs.modalities(data):
         raise UserError(
             "data.inputs: 'fom' encodes directions, which are not turned with an input; set"
             " augment.dihedral and augment.adaptive to False"

@@ -28,6 +28,7 @@ class Draw(enum.IntEnum):
     DROPOUT = 4
     TURN = 5
     SHIFT = 6
+    DISC_DROPOUT = 7
 
 
 class Space(NamedTuple):
