@@ -102,7 +102,7 @@ def get_config() -> ml_collections.ConfigDict:
         "fractional_shift",
     )
     augment.colour = ("brightness", "contrast", "luma_flip", "hue", "saturation")
-    augment.target = 0.6  # of the mean sign of D on real images
+    augment.target = 0.6  # of the mean sign of D(real); relativistic: of D(real) - D(fake)
     augment.kimg = 500.0  # thousands of images in which the probability may go from 0 to 1
     augment.interval = 4  # updates of D between its changes
     augment.highest = 0.8  # that it may reach

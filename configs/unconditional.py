@@ -8,7 +8,8 @@
 
 Simulated tiles of 64x64 and a DCGAN with today's loss, penalties and augmentation, sized for a CPU.
 
-Variants, joined by commas (configs/unconditional.py:stylegan2,small); the first six are methods:
+Variants, joined by commas (configs/unconditional.py:stylegan2,small); the first six are methods,
+which small comes after:
   reported     the second report's basic GAN: a DCGAN whose discriminator is small, with dropout.
   collapse     the same with a strong discriminator, which fails as the report tells.
   diffaugment  the basic GAN with DiffAugment.
@@ -79,8 +80,20 @@ def get_config(variants=""):
     config.train.batch_size = 16
     config.train.steps = 2500
     config.evaluate.metrics = ("distances", "manifold", "copying", "diversity")
-    known = (reported, collapse, diffaugment, stylegan2, ada, r3gan, small, smoke)
+    methods = (reported, collapse, diffaugment, stylegan2, ada, r3gan)
+    _check_order(variants.split(","), [method.__name__ for method in methods])
+    known = (*methods, small, smoke)
     return base.apply_variants(config, variants, {one.__name__: one for one in known})
+
+
+def _check_order(variants, methods):
+    """Raises ValueError for a method that would undo what comes before it."""
+    after = variants[variants.index("small") :] if "small" in variants else []
+    undoing = [name for name in after if name in methods]
+    if undoing:
+        raise ValueError(
+            f"config: {undoing[0]!r} undoes 'small' before it; small comes after the method"
+        )
 
 
 def reported(config):
@@ -122,6 +135,9 @@ def stylegan2(config):
     """StyleGAN2: config F of Karras et al. 2020 at the sizes of 64 pixels."""
     config.model.name = "stylegan2"
     config.model.latent = 512
+    config.model.disc_batch_norm = False
+    config.model.disc_dropout = 0.0
+    config.model.minibatch_stddev = True
     config.model.dtype = "bfloat16"
     config.loss.name = "non_saturating"  # logistic
     config.loss.r1 = 0.1  # their heuristic for small images, 0.0002 pixels / batch, is 0.026

@@ -18,7 +18,7 @@ import optax
 
 from deformgan.data import folder, geometry
 from deformgan.data.frames import Frame
-from deformgan.data.scaling import Scaling
+from deformgan.data.scaling import Depth, Scaling
 from deformgan.errors import UserError
 from deformgan.models.styles import truncate
 from deformgan.objectives.contract import Objective, Samples, Styles
@@ -126,8 +126,10 @@ def tabulated(images: np.ndarray, columns: int) -> np.ndarray:
 def read_target(path: str, config: ml_collections.ConfigDict, scaling: Scaling) -> np.ndarray:
     """The image at `path` as those that were trained on, `[S, S, C]` in [-1, 1].
 
+    It is an image that the run has written, or one in the units of the data.
+
     Raises:
-      UserError: if it cannot be read, or is of another depth than the data.
+      UserError: if it cannot be read, or is of another depth than both.
     """
     settings = ml_collections.ConfigDict(
         {"path": path, "channel": config.channel, "channels": config.channels}
@@ -139,12 +141,25 @@ def read_target(path: str, config: ml_collections.ConfigDict, scaling: Scaling) 
         raise UserError(f"project: {str(error).removeprefix('data.path: ')}") from error
     if len(frames) > 1:
         raise UserError(f"project: {path} holds {len(frames)} images; give the file of one")
-    if frame.image.dtype.name != scaling.depth.dtype:
+    frame = dataclasses.replace(frame, image=_in_units(path, frame.image, scaling.depth))
+    return scaling.inward(geometry.fitted(frame, config.size, config.aspect).image)
+
+
+def _in_units(path: str, image: np.ndarray, depth: Depth) -> np.ndarray:
+    """An image as it is stored, or in the units of the data already, in these units."""
+    if image.dtype.name == depth.dtype:
+        return image * depth.step + depth.offset
+    whole = depth.step == 1
+    fits = np.issubdtype(image.dtype, np.signedinteger if whole else np.floating)
+    if whole and fits:  # nothing tells that the data were signed, if they were never below 0
+        fits = image.max() - depth.offset <= np.iinfo(depth.dtype).max
+    if not fits:
+        original = "" if whole else " (or floating-point numbers, as the data)"
         raise UserError(
-            f"project: {path} holds {frame.image.dtype}, the run's images {scaling.depth.dtype};"
+            f"project: {path} holds {image.dtype}, the run's images {depth.dtype}{original};"
             " convert it"
         )
-    return scaling.inward(geometry.fitted(frame, config.size, config.aspect).image)
+    return image
 
 
 def project(objective: Objective, variables: Variables, target: np.ndarray, *, seed: int) -> Made:

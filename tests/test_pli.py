@@ -52,7 +52,8 @@ def inner(region, margin=6):
 
 def config(**changes):
     data = base.get_config().data
-    data.update({"source": "pli", "size": 32, "channels": 3, "count": 8, **changes})
+    data.update({"source": "pli", "size": 32, "channels": 3, "count": 8, "scaling": "range"})
+    data.update(changes)
     return data
 
 

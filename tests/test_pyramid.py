@@ -182,6 +182,7 @@ def peak():
 
 config = base.get_config().data
 config.path, config.channels, config.tiles, config.size = sys.argv[1], 3, 100, 64
+config.scaling = "range"
 before = peak()
 frames = pyramid.read(config)
 total = sum(int(frames.read(i).image.sum()) for i in range(len(frames)))
@@ -323,6 +324,43 @@ def test_other_files_are_counted_and_sections_without_a_pair_left_out(tmp_path):
     assert set(pairs.recordings) == {"B1_s0001_left"}
 
 
+def test_orientation_maps_of_another_coding_are_left_alone(tmp_path):
+    for number, coding in enumerate(("FOM", "FOM_HSV_black", "fom_hsv", "FOM_predicted")):
+        write_h5(tmp_path / f"B1_s{number}_{coding}.h5", orientation_map())
+    for coding in ("FOM_RGB", "FOM_HSV_white", "FOM_predicted_spread"):
+        write_h5(tmp_path / f"B1_s8_{coding}.h5", orientation_map())
+    frames = pyramid.read(settings(tmp_path))
+    assert set(frames.recordings) == {f"B1_s{number}" for number in range(4)}
+    assert frames.skipped.startswith("3 other files left alone; ")
+
+
+def test_tiles_of_another_coding_are_no_section_either(tmp_path):
+    (tmp_path / "B1_s1_FOM_RGB").mkdir()
+    for i in range(40):
+        tile = orientation_map((SIZE, SIZE)) + np.uint8(i)
+        Image.fromarray(tile).save(tmp_path / f"B1_s1_FOM_RGB/t{i}.png")
+    for path in (tmp_path, tmp_path / "B1_s1_FOM_RGB"):
+        with pytest.raises(UserError, match=r"no sections at .*FOM_HSV\.h5"):
+            pyramid.read(settings(path))
+
+
+def test_floats_in_other_units_than_the_range_are_refused(tmp_path):
+    unit = (transmittance() / 199).astype(np.float32)
+    write_h5(tmp_path / "B1_s0001_NTransmittance.h5", unit)
+    config = settings(tmp_path, modality="transmittance", channels=1)
+    message = r"B1_s0001_NTransmittance\.h5: values from 0 to 0\.99\d*, all alike in data\.range"
+    with pytest.raises(UserError, match=message + r" \(0, 255\); .* data\.tissue_transmittance"):
+        pyramid.read(config)
+    config.update({"range": (0.0, 1.0), "tissue_transmittance": (0.0, 0.99)})
+    assert len(pyramid.read(config)) == 52
+    write_h5(tmp_path / "B1_s0001_FOM_HSV.h5", orientation_map())
+    paired = settings(tmp_path, pairs=True)
+    with pytest.raises(UserError, match=r"all alike in data\.input_range"):
+        pyramid.read(paired)
+    write_h5(tmp_path / "B1_s0001_NTransmittance.h5", 199 * unit)
+    assert pyramid.read(paired).read(0).condition.dtype == np.float32
+
+
 def test_one_file_brings_its_pair_along_and_no_other_section(tmp_path):
     write_section(tmp_path)
     write_section(tmp_path, "B1_s0002_left")
@@ -460,6 +498,11 @@ BAD = [
     ({"brains": "B7"}, None, r"data\.brains: no 'B7'; there are B1"),
     ({"sections": "s9"}, None, r"data\.sections: no 's9'; there are B1_s0001_left"),
     ({"held_out_sections": "s9"}, None, r"data\.held_out_sections: no 's9'"),
+    (
+        {"held_out_sections": "s0002", "pairs": True},
+        lambda f: write_h5(f / "B1_s0002_left_FOM_HSV.h5", orientation_map()),
+        r"data\.held_out_sections: B1_s0002_left has no transmittance; choose others",
+    ),
     ({"held_out_sections": "s0001"}, None, r"data\.held_out_sections: no other section is left"),
     ({"held_out_sections": "s0001", "test": 0.0}, None, r"data\.held_out_sections: given, but"),
     ({}, lambda f: replaced(f, np.stack([NAN] * 3, -1)), r"_FOM_HSV\.h5: holds NaN"),

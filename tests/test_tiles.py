@@ -133,6 +133,15 @@ def test_limits_that_no_tile_meets_are_an_error_not_an_endless_loop(rule):
         ({"tiles": 1}, r"data\.tiles: 1; draw 2 or more"),
         ({"size": 300}, r"data\.size: 300; tiles have 32 to 256 pixels"),
         ({"size": 31}, r"data\.size: 31"),
+        (
+            {"channels": 3, "channel": 0},
+            r"data\.channel: 0; .* set it to -1, or data\.channels to 1",
+        ),
+        ({"channels": 3, "blur": 3}, r"data\.blur: 3; the colours of orientation maps are angles"),
+        (
+            {"channels": 3, "scaling": "percentile"},
+            r"data\.scaling: 'percentile'; .* set it to range",
+        ),
     ],
 )
 def test_bad_settings_are_named(overrides, message):

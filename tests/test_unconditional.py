@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tifffile
 from builders import overridden
 from etils import epath
 from PIL import Image
@@ -14,6 +15,7 @@ from configs import unconditional
 from deformgan import losses, optim, orientation, parallel, sample, step, styling, train
 from deformgan.checkpoint import Checkpoints
 from deformgan.data.feed import make_feed
+from deformgan.data.scaling import Depth, Scaling
 from deformgan.errors import UserError
 from deformgan.models import dcgan, layers
 from deformgan.models.layers import AXIS
@@ -146,6 +148,32 @@ def test_an_image_is_found_again_in_the_space_of_styles(run, tmp_path, monkeypat
     error = np.sqrt(np.mean(np.square(found[0] / 127.5 - 1 - saved["target"])))
     np.testing.assert_allclose(manifest["error"], error, atol=0.005)
     assert manifest["error"] < 0.7 * manifest["error_of_start"]
+
+
+FLOATS = Depth("uint16", 0.25 / 65535, -0.125)
+SIGNED = Depth("uint8", 1.0, -20.0)
+
+
+@pytest.mark.parametrize("depth", [FLOATS, SIGNED])
+def test_a_target_is_one_of_the_data_or_one_that_was_written(tmp_path, depth):
+    """In another depth than it is written: of floating-point numbers, or signed."""
+    low, high = depth.offset, depth.offset + depth.step * np.iinfo(depth.dtype).max
+    scaling = Scaling("range", low, high, 0.0, depth)
+    original = np.linspace(low, high, 32 * 32).reshape(32, 32)
+    original = original.astype(np.float32) if depth is FLOATS else np.int16(original)
+    wanted = scaling.inward(original)[..., None]
+    data = config("smoke", data__channels=1).data
+    file = str(tmp_path / "target.tif")
+    for image in (original, scaling.outward(wanted)[..., 0]):
+        tifffile.imwrite(file, image)
+        np.testing.assert_allclose(styling.read_target(file, data, scaling), wanted, atol=1e-4)
+    other = np.uint8 if depth is FLOATS else np.float32
+    for image in (original.astype(other), np.full((32, 32), 2**14, np.int16)):
+        tifffile.imwrite(file, image)
+        with pytest.raises(
+            UserError, match=rf"holds {image.dtype}, the run's images {depth.dtype}"
+        ):
+            styling.read_target(file, data, scaling)
 
 
 def test_bad_requests_of_samples_are_named(run, tmp_path):
@@ -289,6 +317,17 @@ def test_real_images_are_turned_with_their_directions(name):
         ),
         (r"loss\.path_length: a DCGAN has no styles", {"loss__path_length": 2.0}),
         (r"model\.spectral_norm: True; only .* DCGAN", {"model__name": "stylegan2"}),
+        (r"model\.dtype: unknown name 'float16'", {"model__dtype": "float16"}),
+        (r"model\.mixing: 1\.5; give a probability", {"model__mixing": 1.5}),
+        (r"model\.mapping_layers: 0; give 1 or more", {"model__mapping_layers": 0}),
+        (
+            r"model\.minibatch_stddev: False, but StyleGAN2 always has it",
+            {"model__name": "stylegan2", "model__minibatch_stddev": False},
+        ),
+        (
+            r"model\.disc_batch_norm: True; only .* DCGAN",
+            {"model__name": "stylegan2", "model__disc_batch_norm": True},
+        ),
         (r"model\.disc_dropout: 1\.0; give a share", {"model__disc_dropout": 1.0}),
         (r"model\.disc_widths: 4 widths", {"model__disc_widths": (4, 4, 4, 4)}),
         (r"augment\.saturation: 1\.0; it would change", {"augment__saturation": 1.0}),
@@ -302,6 +341,28 @@ def test_real_images_are_turned_with_their_directions(name):
 def test_settings_that_do_not_fit_are_named(message, overrides):
     with pytest.raises(UserError, match=message):
         objectives.create(config("smoke", model__spectral_norm=True, **overrides))
+
+
+def test_small_comes_after_the_method():
+    for variants in ("small,stylegan2", "small,smoke,ada"):
+        with pytest.raises(ValueError, match="undoes 'small' before it; small comes after"):
+            unconditional.get_config(variants)
+    assert unconditional.get_config("ada,small,smoke").model.name == "stylegan2"
+
+
+def test_stylegan2_can_follow_the_basic_gan():
+    assert objectives.create(config("reported,stylegan2,smoke")).styles is not None
+
+
+def test_ordinary_colours_are_told_that_they_are_taken_for_directions():
+    for source, told in (("folder", True), ("tfds", True), ("pli", False), ("pyramid", False)):
+        said = []
+        objectives.create(config("smoke", data__source=source)).fit(None, said.append)
+        assert ["set augment.oriented=False" in line for line in said] == [True] * told
+    said = []
+    plain = config("smoke", data__source="folder", augment__oriented=False)
+    objectives.create(plain).fit(None, said.append)
+    assert not said
 
 
 def test_a_strong_discriminator_is_what_collapses():

@@ -2,13 +2,13 @@
 
 Files of a section are described in deformgan/data/sections.py. All positions are drawn at the
 start, from `data.seed` alone; a tile is read when it is asked for, so that sections may be larger
-than memory. Orientation maps want `data.scaling=range`: colours are an angle, which percentiles
-would change.
+than memory.
 """
 
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
@@ -25,6 +25,8 @@ from deformgan.data.tiles import Area, Place
 from deformgan.errors import UserError, choose
 
 input_channels = modality_channels  # by which it is known for a source of pairs
+_ONE_SHADE = 0.01  # of a range: floats within it are in other units
+_LOOKED_AT = 16  # tiles of a section whose values are compared with data.range
 _SURVEY = 128  # tiles with tissue that tell which rows of a section have any
 
 
@@ -48,6 +50,7 @@ def read(config: ml_collections.ConfigDict) -> Frames:
     main = [rasters[config.modality] for rasters in opened]
     areas = _areas(names, main, held_out, look, config)
     drawn, remarks = _drawn(areas, look, config)
+    _check_ranges([place for place, _ in drawn], opened, config)
     placed = sorted((_cell(place, main), place, split) for place, split in drawn)
     labels = [f"{names[p.section]}#{main[p.section].label(p.row, p.column)}" for _, p, _ in placed]
 
@@ -150,6 +153,39 @@ def _drawn(
         f" {share_of['median']})"
     )
     return out, remarks
+
+
+def _check_ranges(
+    places: Sequence[Place],
+    opened: Sequence[Mapping[str, Raster]],
+    config: ml_collections.ConfigDict,
+) -> None:
+    """Raises `UserError` for floats of so small a range that all would be of one brightness."""
+    if config.scaling != "range":
+        return
+    for number, rasters in enumerate(opened):
+        own = [place for place in places if place.section == number]
+        chosen = own[:: -(-len(own) // _LOOKED_AT) or 1]
+        for modality, raster in rasters.items():
+            key = "range" if modality == config.modality else "input_range"
+            _check_range(raster, chosen, f"data.{key}", config[key], modality)
+
+
+def _check_range(
+    raster: Raster, places: Sequence[Place], key: str, limits: Sequence[float], modality: str
+) -> None:
+    low, high = math.inf, -math.inf
+    for place in places:
+        tile = raster.tile(place.row, place.column)
+        if not np.issubdtype(tile.dtype, np.floating):
+            return
+        low, high = min(low, float(tile.min())), max(high, float(tile.max()))
+    if places and high - low <= _ONE_SHADE * (limits[1] - limits[0]):
+        raise UserError(
+            f"{raster.file}: values from {low:g} to {high:g}, all alike in {key}"
+            f" ({limits[0]:g}, {limits[1]:g}); set {key} to the limits of the file's own units, and"
+            f" data.tissue_{modality} too"
+        )
 
 
 def _cell(place: Place, rasters: Sequence[Raster]) -> int:

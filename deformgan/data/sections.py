@@ -2,6 +2,8 @@
 
 A section has a file for each modality: `<brain>_<section>[_<region>]_FOM_HSV`, `..._NTransmittance`
 and `..._NRetardation`, as HDF5, TIFF or NIfTI, or a folder of that name that holds tiles as images.
+Orientation maps are read in HSV black alone: of another coding, such as `_FOM_RGB`, the colours
+mean other directions.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from deformgan.errors import UserError
 
 _NAME = re.compile(
     r"(?P<section>[^_]+(?:_[^_]+)+?)"
-    r"_(?:(?P<map>FOM)(?:_(?!spread)[a-z]+)*|N?(?P<other>Transmittance|Retardation))",
+    r"_(?:(?P<map>FOM)(?:_HSV(?:_black)?|_predicted)?|N?(?P<other>Transmittance|Retardation))",
     re.IGNORECASE,
 )
-_LOOKED = "looked for <brain>_<section>[_<region>]_FOM_*.h5, ..._NTransmittance.h5 or the like"
+# A map in other colours; tiles may be called after a map, if not by letters alone.
+_CODED = re.compile(r".+_FOM_(?!HSV|predicted)[a-z]+(?:_[a-z]+)*(?:\..+)?", re.IGNORECASE)
+_LOOKED = "looked for <brain>_<section>[_<region>]_FOM_HSV.h5, ..._NTransmittance.h5 or the like"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,8 @@ def find(path: str, modality: str) -> tuple[list[Section], int]:
     if by_name:
         return [Section(name, by_name[name]) for name in sorted(by_name)], others
     images = [f for f in files if f.suffix.lower() in STILLS + STACKS]
-    if not images or root.is_file():
+    inside = [root.resolve().name, *(part for f in images for part in f.relative_to(root).parts)]
+    if not images or root.is_file() or any(map(_CODED.fullmatch, inside)):
         raise UserError(f"data.path: no sections at {root} ({_LOOKED})")
     return [Section(root.resolve().name, {modality: root})], others - len(images)
 
@@ -141,6 +146,13 @@ def select(
             f"data.modality, data.inputs: no section has {' and '.join(wanted)};"
             f" {asked[0].name} has {', '.join(asked[0].files)}"
         )
+    for section in held_out:
+        missing = [m for m in wanted if m not in section.files]
+        if missing:
+            raise UserError(
+                f"data.held_out_sections: {section.name} has no {' and no '.join(missing)};"
+                " choose others"
+            )
     if all(s in held_out for s in whole):
         raise UserError("data.held_out_sections: no other section is left to train on")
     lacking = [s.name for s in asked if s not in whole]

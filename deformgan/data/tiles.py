@@ -81,12 +81,34 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.tiles: {config.tiles}; draw 2 or more")
     if not 0 < config.tissue_share <= 1:
         raise UserError(f"data.tissue_share: {config.tissue_share}; give a share above 0, up to 1")
+    _check_colours(config)
     for modality, limits in _limits(config).items():
         if len(limits) != 2 or not limits[0] < limits[1]:
             raise UserError(
                 f"data.tissue_{modality}: {limits}; give (low, high), low below high: no tile could"
                 " lie between them"
             )
+
+
+def _check_colours(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` for what would change the directions that colours encode."""
+    if config.modality != "fom" or config.channels != 3:
+        return
+    if config.channel >= 0:
+        raise UserError(
+            f"data.channel: {config.channel}; one channel of an orientation map, three times, is no"
+            " direction; set it to -1, or data.channels to 1"
+        )
+    if config.blur:
+        raise UserError(
+            f"data.blur: {config.blur}; the colours of orientation maps are angles, which a blur"
+            " would change; set it to 0"
+        )
+    if config.scaling != "range":
+        raise UserError(
+            f"data.scaling: {config.scaling!r}; the colours of orientation maps are angles, which"
+            " percentiles would change; set it to range"
+        )
 
 
 def judge(tile: np.ndarray, modality: str, config: ml_collections.ConfigDict) -> Judgement:

@@ -20,7 +20,7 @@ from deformgan.errors import UserError, require_shape
 from deformgan.models.equalised import Conv, Dense, ModulatedConv, activate
 from deformgan.models.layers import AXIS, minibatch_stddev
 from deformgan.models.resample import downsample, upsample
-from deformgan.models.styles import Use, fold, latents, mix, noise, truncate
+from deformgan.models.styles import Use, fold, latents, mix, noise
 from deformgan.state import Variables
 
 MEAN_W_DECAY = 0.995  # a step, of the mean w that truncation pulls to; as in the authors' code
@@ -113,7 +113,7 @@ class Generator(nn.Module):
     """Mapping and synthesis, with the running means of w and of path lengths as batch statistics.
 
     Called with one key an example, `[B]`, it returns `[B, S, S, channels]` images, nominally in
-    [-1, 1]; in training, of mixed styles; otherwise of w truncated by `truncation`.
+    [-1, 1]; in training, of mixed styles.
 
     Attributes:
       widths: channels of each resolution, from 4x4 up.
@@ -137,11 +137,9 @@ class Generator(nn.Module):
         self.mean_w = self.variable("batch_stats", "mean_w", jnp.zeros, (self.latent,))
         self.path_length = self.variable("batch_stats", "path_length", jnp.zeros, ())
 
-    def __call__(self, keys: jax.Array, *, train: bool, truncation: float = 1.0) -> jax.Array:
-        if train:
-            return self.synthesise(self.styles(keys), keys)
-        w = self.map(latents(keys, self.latent))
-        return self.synthesise(truncate(w, self.mean_w.value, truncation), keys)
+    def __call__(self, keys: jax.Array, *, train: bool) -> jax.Array:
+        w = self.styles(keys) if train else self.map(latents(keys, self.latent))
+        return self.synthesise(w, keys)
 
     def map(self, z: jax.Array) -> jax.Array:
         """The w `[B, L, W]` of latents `[B, Z]`, the same for all layers."""

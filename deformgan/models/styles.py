@@ -62,23 +62,18 @@ def mix(w: jax.Array, other: jax.Array, keys: jax.Array, *, probability: float) 
     return jnp.where(own[..., None], w, other)
 
 
-def truncate(
-    w: jax.Array, mean: jax.Array, truncation: float, *, layers: int | None = None
-) -> jax.Array:
+def truncate(w: jax.Array, mean: jax.Array, truncation: float) -> jax.Array:
     """Pulls styles to the mean, which trades variety for quality; Karras et al. 2019, appendix B.
 
     Args:
       w: `[B, L, W]`.
       mean: `[W]`.
       truncation: the factor ψ on the distance to the mean: 1 for none, 0 for the mean itself.
-      layers: how many to truncate, from the coarsest on; None for all.
 
     Returns:
       `[B, L, W]`.
     """
-    near = mean[None, None] + truncation * (w - mean[None, None])
-    chosen = jnp.arange(w.shape[1]) < (w.shape[1] if layers is None else layers)
-    return jnp.where(chosen[None, :, None], near, w)
+    return mean[None, None] + truncation * (w - mean[None, None])
 
 
 def noise(keys: jax.Array, levels: int) -> list[jax.Array]:

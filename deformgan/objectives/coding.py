@@ -16,8 +16,10 @@ import ml_collections
 
 from deformgan import orientation
 from deformgan.errors import UserError, choose
-from deformgan.objectives.contract import Samples
+from deformgan.objectives.contract import Samples, Say
 from deformgan.objectives.shown import Space
+
+_ORIENTED = ("pli", "pyramid")  # sources whose colours are known to be directions
 
 
 class Coding(NamedTuple):
@@ -56,6 +58,15 @@ def coding(config: ml_collections.ConfigDict) -> Coding:
         return Samples(jnp.clip(seen, -1, 1), fields, {})
 
     return Coding(space, channels, encode, show)
+
+
+def tell_directions(space: Space, source: str, say: Say) -> None:
+    """Says that colours are taken for fibre directions where a source may hold ordinary ones."""
+    if space.oriented and source not in _ORIENTED:
+        say(
+            f"colours of data.source={source} are taken for fibre directions; of ordinary colours"
+            " set augment.oriented=False"
+        )
 
 
 def _space(config: ml_collections.ConfigDict) -> tuple[Space, int]:

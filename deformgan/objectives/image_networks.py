@@ -59,6 +59,7 @@ def networks(config: ml_collections.ConfigDict, channels: int) -> Networks:
     choose("model.name", config.model.name, NAMES)
     if config.model.latent < 1:
         raise UserError(f"model.latent: {config.model.latent}; give 1 component or more")
+    _check_settings(config.model)
     if config.loss.path_length < 0 or config.loss.path_length_every < 1:
         raise UserError("loss.path_length: give 0 or more; loss.path_length_every: 1 or more")
     return (_dcgan if config.model.name == "dcgan" else _stylegan2)(config, channels)
@@ -93,7 +94,7 @@ def _stylegan2(config: ml_collections.ConfigDict, channels: int) -> Networks:
     stylegan2.check(size, channels, model.channel_base, model.channel_max)
     _check_styles(model)
     widths = stylegan2.widths_for(size, base=model.channel_base, most=model.channel_max)
-    dtype = jnp.dtype(choose("model.dtype", model.dtype, _DTYPES))
+    dtype = jnp.dtype(model.dtype)
     generator = stylegan2.Generator(
         widths, channels, model.latent, model.mapping_layers, model.mixing, dtype
     )
@@ -127,12 +128,22 @@ def _stylegan2(config: ml_collections.ConfigDict, channels: int) -> Networks:
     return Networks(init, generate, show, judge, regularised, StyleSpace(of, render))
 
 
-def _check_styles(model: ml_collections.ConfigDict) -> None:
+def _check_settings(model: ml_collections.ConfigDict) -> None:
+    """Of whichever network, so that a config that is turned to StyleGAN2 holds no surprise."""
+    choose("model.dtype", model.dtype, _DTYPES)
     if model.mapping_layers < 1:
         raise UserError(f"model.mapping_layers: {model.mapping_layers}; give 1 or more")
     if not 0 <= model.mixing <= 1:
         raise UserError(f"model.mixing: {model.mixing}; give a probability, 0 to 1")
+
+
+def _check_styles(model: ml_collections.ConfigDict) -> None:
+    if not model.minibatch_stddev:
+        raise UserError(
+            "model.minibatch_stddev: False, but StyleGAN2 always has it; set it to True"
+        )
     plain = {
+        "disc_batch_norm": model.disc_batch_norm,
         "minibatch_discrimination": model.minibatch_discrimination,
         "disc_dropout": model.disc_dropout,
         "spectral_norm": model.spectral_norm,

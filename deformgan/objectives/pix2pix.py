@@ -27,7 +27,7 @@ from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models import layers, patchgan, unet
 from deformgan.objectives import shown
 from deformgan.objectives.adversarial import Generated, game, initial
-from deformgan.objectives.coding import Coding, coding
+from deformgan.objectives.coding import Coding, coding, tell_directions
 from deformgan.objectives.contract import (
     Constants,
     Fit,
@@ -117,8 +117,13 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         real=real,
         matching=config.loss.feature_matching,
     )
+
+    def told(dataset: Dataset, say: Say) -> Fit:
+        tell_directions(space, config.data.source, say)
+        return fit(dataset, say, nets, config.data.size)
+
     return Objective(
-        fit=lambda dataset, say: fit(dataset, say, nets, config.data.size),
+        fit=told,
         init=jax.jit(init),
         disc_loss=rules.disc_loss,
         gen_loss=rules.gen_loss,

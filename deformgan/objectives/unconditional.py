@@ -17,7 +17,7 @@ from deformgan.data.pipeline import Dataset
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.objectives import shown
 from deformgan.objectives.adversarial import game, initial
-from deformgan.objectives.coding import coding
+from deformgan.objectives.coding import coding, tell_directions
 from deformgan.objectives.contract import (
     Aux,
     Constants,
@@ -31,6 +31,7 @@ from deformgan.objectives.contract import (
     Styles,
 )
 from deformgan.objectives.image_networks import Networks, networks
+from deformgan.objectives.shown import Space
 from deformgan.state import Pair, Variables
 
 Encode = Callable[[jax.Array], jax.Array]
@@ -69,7 +70,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         )
 
     return Objective(
-        fit=fit,
+        fit=lambda dataset, say: fit(dataset, say, space, config.data.source),
         init=jax.jit(init),  # op by op, StyleGAN2 takes a minute
         disc_loss=rules.disc_loss,
         gen_loss=rules.gen_loss,
@@ -83,8 +84,9 @@ def create(config: ml_collections.ConfigDict) -> Objective:
     )
 
 
-def fit(dataset: Dataset, say: Say) -> Fit:
-    """Nothing is estimated."""
+def fit(dataset: Dataset, say: Say, space: Space, source: str) -> Fit:
+    """Nothing is estimated; tells if colours of a source are taken for directions unasked."""
+    tell_directions(space, source, say)
     return Fit({}, {})
 
 
