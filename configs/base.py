@@ -148,6 +148,19 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
+def maps_of_fibres(config):
+    """Makes the data simulated 3D-PLI tiles of 64x64, whose colours encode directions."""
+    config.data.source = "pli"
+    config.data.set = ""
+    config.data.count = 2500
+    config.data.size = 64
+    config.data.channels = 3
+    config.data.scaling = "range"  # colours are angles, which percentiles would change
+    config.data.screen = "off"
+    config.augment.oriented = True
+    config.augment.dihedral = True
+
+
 def apply_variants(config, variants, known):
     """Applies each of the comma-joined `variants`, a function of `known` by name, in order."""
     for name in filter(None, variants.split(",")):

@@ -35,18 +35,8 @@ def get_config(variants=""):
     """The config of paired translation with its variants applied."""
     config = base.get_config()
     config.objective = "pix2pix"
-    config.data.update(
-        {
-            "source": "pli",
-            "pairs": True,
-            "set": "",
-            "count": 2500,
-            "size": 64,
-            "channels": 3,
-            "scaling": "range",  # colours are angles, which percentiles would change
-            "screen": "off",
-        }
-    )
+    base.maps_of_fibres(config)
+    config.data.pairs = True
     config.model = {
         "space": "rgb",  # what the generator makes: rgb, or orientation (deformgan/orientation.py)
         "depth": 0,  # halvings of the U-Net; 0 for as many as the size allows, down to 1x1
@@ -72,8 +62,6 @@ def get_config(variants=""):
         "penalty_every": 4,  # updates of D between penalties
     }
     config.optimiser.decay_from = 0.5
-    config.augment.oriented = True
-    config.augment.dihedral = True
     config.augment.jitter = 4
     config.train.batch_size = 16
     config.train.steps = 1000

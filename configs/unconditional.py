@@ -32,17 +32,7 @@ def get_config(variants=""):
     """The unconditional config with its variants applied."""
     config = base.get_config()
     config.objective = "unconditional"
-    config.data.update(
-        {
-            "source": "pli",
-            "set": "",
-            "count": 2500,
-            "size": 64,
-            "channels": 3,
-            "scaling": "range",  # colours are angles, which percentiles would change
-            "screen": "off",
-        }
-    )
+    base.maps_of_fibres(config)
     config.model = {
         "name": "dcgan",  # or stylegan2
         "space": "rgb",  # what the networks see: rgb, or orientation (deformgan/orientation.py)
@@ -73,8 +63,6 @@ def get_config(variants=""):
     for player in (config.optimiser.gen, config.optimiser.disc):
         player.learning_rate, player.beta1, player.beta2 = 5e-4, 0.0, 0.99
     config.optimiser.ema_images = 10_000
-    config.augment.oriented = True
-    config.augment.dihedral = True
     config.augment.translation = 0.125
     config.augment.kimg = 50.0
     config.train.batch_size = 16

@@ -134,7 +134,9 @@ def main(argv: list[str]) -> int:
         print(f"deformgan: {error}", file=sys.stderr, flush=True)
         os._exit(error.code)  # threads that write to the same full disk would print tracebacks
     except KeyboardInterrupt:
-        message = "interrupted; the same command goes on from the last checkpoint, if there is one"
+        message = "interrupted"
+        if MODE.value in ("train", "study"):
+            message += "; the same command goes on from the last checkpoint, if there is one"
         print(f"deformgan: {message}", file=sys.stderr)
         return 130
     return 0

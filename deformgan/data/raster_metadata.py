@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,8 +13,6 @@ from PIL import Image
 
 _MOST_BYTES = 2**20  # of what is copied beside a pyramid
 _CENTIMETRE = {"nm": 1e7, "µm": 1e4, "um": 1e4, "mm": 10.0, "cm": 1.0}  # of each unit in one
-_IHDR_END = 33  # bytes of a PNG before its second chunk
-_METRE = 100 / 2.54  # inches in one
 
 
 def copy_attributes(old: Any, new: Any) -> None:
@@ -72,17 +68,13 @@ def _ome_resolution(tiff: tifffile.TiffFile, page: Any) -> tuple[float, float] |
     return (found[0], found[1]) if min(found) > 0 else None
 
 
-def with_dpi(png: bytes, model: Path, shape: tuple[int, int]) -> bytes:
-    """A PNG of (rows, columns) with the resolution of the image that it was made of, if it has."""
+def dpi(model: Path, shape: tuple[int, int]) -> dict[str, Any]:
+    """That of an image for one of (rows, columns) made of it, as Pillow's `save` takes it."""
     with Image.open(model) as image:
-        dpi, (across, down) = image.info.get("dpi"), image.size
-    if not dpi or not all(float(d) > 0 for d in dpi):
-        return png
-    scales = (shape[1] / across, shape[0] / down)
-    metre = [round(float(d) * s * _METRE) for d, s in zip(dpi, scales, strict=True)]
-    body = b"pHYs" + struct.pack(">IIB", *metre, 1)
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    return png[:_IHDR_END] + chunk + png[_IHDR_END:]
+        known, (across, down) = image.info.get("dpi"), image.size
+    if not known or not all(float(d) > 0 for d in known):
+        return {}
+    return {"dpi": (float(known[0]) * shape[1] / across, float(known[1]) * shape[0] / down)}
 
 
 def left_out(file: Path, kind: str) -> list[str]:

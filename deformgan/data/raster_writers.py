@@ -20,6 +20,7 @@ import h5py
 import imagecodecs
 import numpy as np
 import tifffile
+from PIL import Image
 
 from deformgan.data import raster_metadata
 from deformgan.errors import UserError
@@ -265,5 +266,9 @@ def _png(draft: Path, levels: Sequence[Rows], layout: Layout) -> None:
     image = levels[0].read(0, levels[0].shape[0])
     if np.issubdtype(image.dtype, np.floating):
         image = np.round(np.clip(image * _HUNDREDTHS, 0, 65535)).astype(np.uint16)
-    packed = bytes(imagecodecs.png_encode(image[..., 0] if image.shape[2] == 1 else image))
-    draft.write_bytes(raster_metadata.with_dpi(packed, layout.file, image.shape[:2]))
+    image = image[..., 0] if image.shape[2] == 1 else image
+    if image.dtype == np.uint16 and image.ndim == 3:  # which Pillow cannot write, nor its dpi
+        draft.write_bytes(imagecodecs.png_encode(image))
+        return
+    known = raster_metadata.dpi(layout.file, image.shape[:2])
+    Image.fromarray(image).save(draft, "PNG", **known)
