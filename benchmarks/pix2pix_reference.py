@@ -7,7 +7,7 @@ r"""A plain Pix2Pix in PyTorch beside a run of ours: same pairs, networks, steps
 Needs PyTorch (pip install -e '.[bench]'), or in --torch_python a Python that has it. The reference,
 `pix2pix_torch.py`, is the recipe of Isola et al. 2017 in eager float32 with all that the run's
 config says: widths, norms, dropout, initial spread, losses, Adam and its decay, batch size, jitter,
-flips, steps, seed. As in their code, and unlike ours, a step predicts once for both players. Both
+flips, steps, seed. In both, as in their code, a step predicts once for both players. Both
 predict the test pairs with the last weights and the running averages of batch norm, and are judged
 as in --mode=evaluate. Steps are timed by turns, each in its own process, in seconds of wall and of
 CPU. First of all, both networks must have equally many parameters and, of the same weights, the

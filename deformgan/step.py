@@ -22,6 +22,8 @@ from deformgan.models.layers import AXIS
 from deformgan.objectives.contract import (
     Aux,
     Constants,
+    Generate,
+    Generated,
     Inputs,
     Metrics,
     Objective,
@@ -86,7 +88,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Updates the discriminator, then the generator against it, then the generator's average.
 
-    Either is updated `updates` times, the n-th time on the n-th batch.
+    Either is updated `updates` times, the n-th time on the n-th batch. Where the objective shares
+    images and each is updated once, both updates see the same, made once.
     """
     key = jax.random.wrap_key_data(state.key)
     disc, gen = state.variables.disc, state.variables.gen
@@ -97,12 +100,15 @@ def train_step(
         keys = example_keys(key, draw, purpose, positions)
         return Inputs(Pair(gen=gen, disc=disc), batches[number], constants, keys, state.step)
 
+    replay, drawn = None, Pair(gen=Purpose.GEN, disc=Purpose.DISC)
+    if objective.shared and updates == Pair(gen=1, disc=1):
+        drawn = Pair(gen=Purpose.DISC, disc=Purpose.DISC)
+        replay = made_once(objective.shared, inputs(Purpose.DISC, 0))
     for number in range(updates.disc):
         lazy = Lazy(objective.penalty, objective.penalty_every, inputs(Purpose.PENALTY, number))
         turn = Turn("disc", optimisers.disc, lazy, state.step * updates.disc + number)
-        disc, own, metrics = _update(
-            turn, objective.disc_loss, disc, opt.disc, inputs(Purpose.DISC, number)
-        )
+        seen = inputs(drawn.disc, number)._replace(replay=replay)
+        disc, own, metrics = _update(turn, objective.disc_loss, disc, opt.disc, seen)
         opt = Pair(gen=opt.gen, disc=own)
         found.append(metrics)
     for number in range(updates.gen):
@@ -110,9 +116,8 @@ def train_step(
             objective.gen_penalty, objective.gen_penalty_every, inputs(Purpose.PATH, number)
         )
         turn = Turn("gen", optimisers.gen, lazy, state.step * updates.gen + number)
-        gen, own, metrics = _update(
-            turn, objective.gen_loss, gen, opt.gen, inputs(Purpose.GEN, number)
-        )
+        seen = inputs(drawn.gen, number)._replace(replay=replay)
+        gen, own, metrics = _update(turn, objective.gen_loss, gen, opt.gen, seen)
         opt = Pair(gen=own, disc=opt.disc)
         found.append(metrics)
     new = TrainState(
@@ -123,6 +128,33 @@ def train_step(
         opt=opt,
     )
     return new, _means(found)
+
+
+def made_once(generate: Generate, inputs: Inputs) -> Callable[[Params], Generated]:
+    """What `generate` makes of the generator's own parameters, as a function of them.
+
+    It returns the same images each time and can be differentiated: neither repeats the generator's
+    pass, as two calls of `generate` would, which the compiler does not find to be the same.
+    """
+    gen = inputs.variables.gen
+
+    def make(params: Params) -> tuple[Any, Generated]:
+        made = generate(gen | {"params": params}, inputs)
+        return (made.images, made.penalty), made
+
+    (images, penalty), pullback, made = jax.vjp(make, gen["params"], has_aux=True)
+
+    @jax.custom_vjp
+    def learned(params: Params) -> tuple[jax.Array, jax.Array]:
+        return images, penalty
+
+    learned.defvjp(lambda params: ((images, penalty), None), lambda _, change: pullback(change))
+
+    def replay(params: Params) -> Generated:
+        images, penalty = learned(params)
+        return made._replace(images=images, penalty=penalty)
+
+    return replay
 
 
 class Lazy(NamedTuple):

@@ -19,10 +19,10 @@ from deformgan.models import layers, patchgan, unet
 from deformgan.models.layers import AXIS
 from deformgan.objectives import adversarial, shown
 from deformgan.objectives import pix2pix as objectives
-from deformgan.objectives.contract import Inputs, Samples
+from deformgan.objectives.contract import Generated, Inputs, Samples
 from deformgan.objectives.shown import Space
 from deformgan.state import Pair
-from deformgan.step import initial_state, make_step
+from deformgan.step import initial_state, made_once, make_step
 from deformgan.workdir import Workdir, flat, to_json
 
 KEY = jax.random.key(0)
@@ -308,7 +308,7 @@ def test_the_networks_drop_out_by_draws_of_their_own():
             return jnp.mean(images, (1, 2, 3)), {}
 
     def generate(variables, inputs):
-        return adversarial.Generated(inputs.batch["images"], {}, {})
+        return Generated(inputs.batch["images"], {}, {})
 
     images = jnp.zeros((4, 8, 8, 3))
     inputs = Inputs(Pair({}, {"batch_stats": {}}), {"images": images}, {}, KEYS)
@@ -316,6 +316,36 @@ def test_the_networks_drop_out_by_draws_of_their_own():
     (keys,) = seen
     own = shown.fold(KEYS, shown.Draw.DROPOUT)
     assert (jax.random.key_data(keys) != jax.random.key_data(own)).any(-1).all()
+
+
+def test_both_players_see_images_made_once_and_the_generator_learns_as_if_it_made_them_again():
+    settings = config(model__gen_filters=4, model__disc_filters=4, loss__feature_matching=1.0)
+    objective, calls = objectives.create(settings), []
+
+    def counted(variables, inputs):
+        calls.append(inputs)
+        return objective.shared(variables, inputs)
+
+    size, optimisers = settings.data.size, optim.make(settings.optimiser)
+    variables = initial_state(objective, optimisers, {}, 0).variables
+    batch = {"images": jax.random.uniform(KEY, (4, size, size, 3), minval=-1)}
+    batch["conditions"] = batch["images"][..., :1]
+    inputs = Inputs(variables, batch, {}, KEYS)
+
+    def learned(inputs):
+        of_gen = jax.value_and_grad(objective.gen_loss, has_aux=True)
+        of_disc = objective.disc_loss(variables.disc["params"], inputs)
+        return of_disc, of_gen(variables.gen["params"], inputs)
+
+    def both(inputs):
+        replay = made_once(counted, inputs)
+        return learned(inputs), learned(inputs._replace(replay=replay))
+
+    mapped = jax.vmap(both, in_axes=None, axis_name=AXIS, axis_size=1)
+    twice, once = jax.jit(mapped)(inputs)
+    assert len(calls) == 1
+    for wanted, found in zip(jax.tree.leaves(twice), jax.tree.leaves(once), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_rates_that_jump_with_the_number_of_steps_are_told(capsys):

@@ -18,26 +18,17 @@ from deformgan.errors import UserError
 from deformgan.models import dcgan
 from deformgan.models.layers import AXIS
 from deformgan.objectives import shown
-from deformgan.objectives.contract import Aux, Inputs, Metrics, Params, Penalty
+from deformgan.objectives.contract import (
+    Aux,
+    Generate,
+    Generated,
+    Inputs,
+    Metrics,
+    Params,
+    Penalty,
+)
 from deformgan.objectives.shown import Draw, Space
 from deformgan.state import Variables
-
-
-class Generated(NamedTuple):
-    """A batch of a generator in training.
-
-    Attributes:
-      images: `[b, H, W, C]` in [-1, 1], as the discriminator is to see them: of pairs, the
-        channels of the condition come first.
-      stats: new batch statistics of the generator.
-      metrics: scalars by name, reported with its loss.
-      penalty: scalar added to its loss.
-    """
-
-    images: jax.Array
-    stats: Any
-    metrics: Metrics
-    penalty: jax.Array | float = 0.0
 
 
 class Judged(NamedTuple):
@@ -55,9 +46,6 @@ class Game(NamedTuple):
     gen_loss: Callable[[Params, Inputs], tuple[jax.Array, Aux]]
     penalty: Penalty
     penalty_every: int
-
-
-Generate = Callable[[Variables, Inputs], Generated]
 
 
 def discriminator(config: ml_collections.ConfigDict) -> dcgan.Discriminator:
@@ -121,6 +109,9 @@ def game(
     )
     show = shown.augmentation(config, space)
 
+    def made(variables: Variables, inputs: Inputs) -> Generated:
+        return inputs.replay(variables["params"]) if inputs.replay else generate(variables, inputs)
+
     def discriminate(
         params: Params, stats: Any, images: jax.Array, keys: jax.Array, step: jax.Array | int
     ) -> Judged:
@@ -157,7 +148,7 @@ def game(
 
     def disc_loss(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
         variables = inputs.variables
-        fake = generate(variables.gen, inputs).images
+        fake = made(variables.gen, inputs).images
         outcome, stats = both(params, variables.disc["batch_stats"], fake, inputs)
         loss = jnp.mean(outcome.disc)
         metrics = {
@@ -173,7 +164,7 @@ def game(
     def gen_loss(params: Params, inputs: Inputs) -> tuple[jax.Array, Aux]:
         variables = inputs.variables
         own = {"params": params, "batch_stats": variables.gen["batch_stats"]}
-        fake = generate(own, inputs)
+        fake = made(own, inputs)
         disc = variables.disc
         outcome, _ = both(disc["params"], disc["batch_stats"], fake.images, inputs)
         loss = jnp.mean(outcome.gen)

@@ -34,10 +34,11 @@ from deformgan.imaging.estimation import Model
 from deformgan.imaging.template import Settings
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models.refiner import Refiner
-from deformgan.objectives.adversarial import Generated, discriminator, game, initial
+from deformgan.objectives.adversarial import discriminator, game, initial
 from deformgan.objectives.contract import (
     Constants,
     Fit,
+    Generated,
     Inputs,
     Metrics,
     Objective,

@@ -34,6 +34,7 @@ class Inputs(NamedTuple):
       constants: what `fit` returned.
       keys: PRNG keys `[b]`, one an example of the global batch.
       step: of training, scalar.
+      replay: generator parameters -> the images made for both players; None if each makes its own.
     """
 
     variables: Pair[Variables]
@@ -41,6 +42,24 @@ class Inputs(NamedTuple):
     constants: Constants
     keys: jax.Array
     step: jax.Array | int = 0
+    replay: Callable[[Params], Generated] | None = None
+
+
+class Generated(NamedTuple):
+    """A batch of a generator in training.
+
+    Attributes:
+      images: `[b, H, W, C]` in [-1, 1], as the discriminator is to see them: of pairs, the
+        channels of the condition come first.
+      stats: new batch statistics of the generator.
+      metrics: scalars by name, reported with its loss.
+      penalty: scalar added to its loss.
+    """
+
+    images: jax.Array
+    stats: Any
+    metrics: Metrics
+    penalty: jax.Array | float = 0.0
 
 
 class Aux(NamedTuple):
@@ -98,6 +117,7 @@ class Styles(NamedTuple):
     show: Callable[[jax.Array], Samples]
 
 
+Generate = Callable[[Variables, Inputs], Generated]
 Penalty = Callable[[Params, Inputs], tuple[jax.Array, Aux]]
 
 
@@ -138,6 +158,8 @@ class Objective:
       gen_penalty: as `penalty`, of the generator's parameters and added to `gen_loss`.
       gen_penalty_every: 0 if there is none.
       styles: of a generator that has them, else None.
+      shared: how images are made that serve both players' updates of a step, as in the code of
+        Isola et al. 2017; None if each update makes its own.
     """
 
     fit: Callable[[Dataset, Say], Fit]
@@ -151,3 +173,4 @@ class Objective:
     gen_penalty: Penalty = _no_penalty
     gen_penalty_every: int = 0
     styles: Styles | None = None
+    shared: Generate | None = None

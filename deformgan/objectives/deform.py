@@ -23,8 +23,16 @@ from deformgan.data.pipeline import Dataset, Source
 from deformgan.errors import UserError, choose
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models import dcgan
-from deformgan.objectives.adversarial import Generated, discriminator, game, initial
-from deformgan.objectives.contract import Constants, Fit, Inputs, Metrics, Objective, Samples
+from deformgan.objectives.adversarial import discriminator, game, initial
+from deformgan.objectives.contract import (
+    Constants,
+    Fit,
+    Generated,
+    Inputs,
+    Metrics,
+    Objective,
+    Samples,
+)
 from deformgan.state import Pair, Variables
 from deformgan.warp import BORDERS, Border, warp
 

@@ -14,8 +14,8 @@ from deformgan import losses
 from deformgan.errors import UserError, choose
 from deformgan.models import dcgan, stylegan2
 from deformgan.models.styles import latents
-from deformgan.objectives.adversarial import Generate, Generated, discriminator
-from deformgan.objectives.contract import Inputs, Params
+from deformgan.objectives.adversarial import discriminator
+from deformgan.objectives.contract import Generate, Generated, Inputs, Params
 from deformgan.state import Variables
 
 NAMES = ("dcgan", "stylegan2")

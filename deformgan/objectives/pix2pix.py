@@ -26,11 +26,12 @@ from deformgan.errors import UserError, choose
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models import layers, patchgan, unet
 from deformgan.objectives import shown
-from deformgan.objectives.adversarial import Generated, game, initial
+from deformgan.objectives.adversarial import game, initial
 from deformgan.objectives.coding import Coding, coding, tell_directions
 from deformgan.objectives.contract import (
     Constants,
     Fit,
+    Generated,
     Inputs,
     Metrics,
     Objective,
@@ -130,6 +131,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         penalty=rules.penalty,
         penalty_every=rules.penalty_every,
         sample=sample,
+        shared=generate,
         monitor=lambda samples, real: monitor(samples, real, oriented=space.oriented),
     )
 
