@@ -23,7 +23,7 @@ METHODS = {
     "r3gan": "r3gan,small",
 }
 SHORT = ("default", "reported", "collapse", "diffaugment")  # a step of theirs is so much shorter
-LONGER = 6  # times as many images in the time that StyleGAN2 takes
+LONGER = 2  # times as many images in the time that StyleGAN2 takes
 STEPS = 2000  # of 16 images
 VERVET = {"source": "pyramid", "path": "pli/vervet", "tiles": 2000}
 SETS = {"simulated": {}, "vervet": VERVET}

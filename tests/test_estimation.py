@@ -14,7 +14,7 @@ from deformgan.camera import Camera
 from deformgan.checkpoint import Checkpoints
 from deformgan.data import simulated
 from deformgan.imaging import deformations, estimation, layers, likelihood, template
-from deformgan.imaging.atlas import Shape, still
+from deformgan.imaging.atlas import Fitted, Shape, still
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.objectives import atlas as objective
 from deformgan.workdir import Workdir
@@ -87,7 +87,7 @@ def test_new_motions_are_as_varied_as_the_images(run, constants, clean):
     like = still(settings.shape, len(model.atlas.centres), 1)
     motion = deformations.motions(model.distribution, white, like)
     blank = np.zeros(clean.shape, np.float32)
-    means = estimation.rendered(template.Fitted(model.atlas, motion), settings.nodes, blank)
+    means = estimation.rendered(Fitted(model.atlas, motion), settings.nodes, blank)
     ratio = diversity_ratio(jnp.asarray(means)[..., None], jnp.asarray(clean)[..., None])
     assert 0.75 < ratio < 1.25
 

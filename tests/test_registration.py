@@ -9,10 +9,17 @@ from builders_atlas import SHAPE, SIZE
 
 from deformgan import camera as cameras
 from deformgan.camera import Camera
-from deformgan.imaging import likelihood, point_spread, registration, superposition, template
-from deformgan.imaging.atlas import render, still
+from deformgan.imaging import (
+    likelihood,
+    point_spread,
+    reconstruction,
+    registration,
+    superposition,
+    template,
+)
+from deformgan.imaging.atlas import Fitted, render, still
 from deformgan.imaging.likelihood import Phase
-from deformgan.imaging.template import Fitted, Settings
+from deformgan.imaging.template import Settings
 
 SETTINGS = Settings(SHAPE, somata=2, subset=8, images=8)
 PHASES = (Phase(2, 1.0, 4), Phase(1, 0.0, 4))
@@ -43,7 +50,7 @@ def test_layers_are_reconstructed_without_the_noise():
     mean, seen = images(atlas, motion, camera)
     dim = atlas._replace(somata=0.7 * atlas.somata, rest=0.5 * atlas.rest)
     fitted = Fitted(dim, jax.tree.map(np.asarray, motion))
-    found = template.re_estimated(seen, fitted, camera, SETTINGS, steps=12)
+    found = reconstruction.re_estimated(seen, fitted, camera, SHAPE.grid, steps=12)
     again = np.asarray(render(found, motion, SHAPE.grid))
     assert np.sqrt(np.mean(np.square(again - mean))) < 0.015
 
@@ -67,7 +74,7 @@ def test_a_shift_that_turns_with_its_soma_goes_to_the_template():
     shared = jnp.asarray(shift, jnp.float32)[:, None, None] + motion.shared
     pose = motion.pose.at[..., 2].set(jnp.asarray(turns, jnp.float32)[:, None])
     motion = motion._replace(shared=shared, pose=pose)
-    middle = template.in_the_middle(Fitted(atlas, motion), SHAPE.grid)
+    middle = reconstruction.in_the_middle(Fitted(atlas, motion), SHAPE.grid)
     kept = motion._replace(shared=jnp.zeros_like(shared))
     wanted, found = render(atlas, motion, SHAPE.grid), render(middle, kept, SHAPE.grid)
     before = np.abs(render(atlas, kept, SHAPE.grid) - wanted).max()

@@ -66,6 +66,13 @@ class Motion(NamedTuple):
     gain: jax.Array
 
 
+class Fitted(NamedTuple):
+    """An atlas and the motion that carries it to each image."""
+
+    atlas: Atlas
+    motion: Motion
+
+
 class Shape(NamedTuple):
     """Sizes of a motion: control points along each axis, and the grid velocities run on."""
 

@@ -23,15 +23,16 @@ from deformgan.imaging import (
     likelihood,
     noise,
     point_spread,
+    reconstruction,
     registration,
     superposition,
     template,
 )
 from deformgan.imaging import layers as structures
 from deformgan.imaging.annotation import Annotation
-from deformgan.imaging.atlas import Atlas, Motion, render
+from deformgan.imaging.atlas import Atlas, Fitted, Motion, render
 from deformgan.imaging.deformations import Distribution
-from deformgan.imaging.template import Fitted, Settings
+from deformgan.imaging.template import Settings
 
 _LEAST_MISFIT = 0.003  # unit intensity: nearer to a noiseless image no motion is believed to be
 _EMPTY = 0.01  # of the brightest signal: below it is background
@@ -114,7 +115,7 @@ def estimate(
     images = np.concatenate([images, source[None]])
     fitted = template.fit_all(images, atlas, camera, settings, say)
     fitted = fitted._replace(atlas=focus(images, fitted, search=point_spread.FINE))
-    atlas = template.re_estimated(images, fitted, camera, settings, steps=_STEPS)
+    atlas = reconstruction.re_estimated(images, fitted, camera, settings.nodes, steps=_STEPS)
     say(f"point spread: {float(atlas.blur) * images.shape[1]:.2f} pixels")
     fitted = fitted._replace(atlas=atlas)
     kind, camera, atlas = refitted(images, fitted, camera, found.kind, settings, seed)

@@ -15,9 +15,9 @@ import numpy as np
 
 from deformgan import camera as cameras
 from deformgan.camera import Camera
-from deformgan.imaging import likelihood, template
-from deformgan.imaging.atlas import Atlas, Motion, render
-from deformgan.imaging.template import Fitted, Settings
+from deformgan.imaging import likelihood, reconstruction
+from deformgan.imaging.atlas import Atlas, Fitted, Motion, render
+from deformgan.imaging.template import Settings
 
 _IMAGES = likelihood.CHUNK  # that are looked at
 _FARTHEST = 8  # steps from the first point spread tried
@@ -66,7 +66,7 @@ def focused(
     def with_blur(power: float) -> Atlas:
         blur = jnp.float32(fitted.atlas.blur * search.factor**power)
         held = Fitted(fitted.atlas._replace(blur=blur), motion)
-        return template.re_estimated(few, held, camera, settings, steps=search.steps)
+        return reconstruction.re_estimated(few, held, camera, settings.nodes, steps=search.steps)
 
     @functools.cache
     def distance(power: int) -> float:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deformgan.camera import Camera
-from deformgan.imaging import likelihood, registration, template
-from deformgan.imaging.atlas import Atlas, Motion, render
+from deformgan.imaging import likelihood, reconstruction, registration, template
+from deformgan.imaging.atlas import Atlas, Fitted, Motion, render
 from deformgan.imaging.likelihood import Phase
-from deformgan.imaging.template import Fitted, Settings
+from deformgan.imaging.template import Settings
 
 _IMAGES = 2 * likelihood.CHUNK  # that are looked at: half make the templates, half decide
 _FEWEST = 40  # that can tell
@@ -50,8 +50,8 @@ def chosen(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Setting
     tolerant, losses, atlases = likelihood.forgiving(camera), [], []
     for additive in (0, 1):
         atlas = fitted.atlas._replace(additive=jnp.float32(additive))
-        atlas = template.re_estimated(
-            images[made], Fitted(atlas, of(made)), camera, settings, steps=_STEPS
+        atlas = reconstruction.re_estimated(
+            images[made], Fitted(atlas, of(made)), camera, settings.nodes, steps=_STEPS
         )
         motion = registration.register(
             images[held_out], atlas, tolerant, prior, of(held_out), _ADAPT, nodes=settings.nodes
