@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from deformgan.imaging import subsampling
 from deformgan.imaging.atlas import Atlas, Motion, Shape, grid, still
 
 SHAPE = Shape(shared=8, own=8, gain=5, grid=16)
@@ -29,6 +30,7 @@ def atlas(blur=0.0):
         background=jnp.float32(0.1),
         blur=jnp.float32(blur / SIZE),
         additive=jnp.float32(0),
+        cells=jnp.asarray(subsampling.NONE),
     )
 
 

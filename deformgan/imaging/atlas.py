@@ -1,11 +1,12 @@
 """A deformable atlas: layers of one template, moved by diffeomorphisms and lit, before the camera.
 
 An image without noise is background + blur(max over layers of gain * template(coordinates)), or
-their sum. Its coordinates follow a backward warp, from the image to the template: first one field
-shared by all layers, then a pose for each bright soma, and for all the rest a field of its own that
-carries the soma's shift where it is anchored to one and vanishes there otherwise. Every step has an
-inverse in closed form, by which labels move. Lengths are shares of the image's side, so that one
-motion serves every resolution.
+their sum; in a colour video a share of it has half the resolution (`subsampling.py`). Its
+coordinates follow a backward warp, from the image to the template: first one field shared by all
+layers, then a pose for each bright soma, and for all the rest a field of its own that carries the
+soma's shift where it is anchored to one and vanishes there otherwise. Every step has an inverse in
+closed form, by which labels move. Lengths are shares of the image's side, so that one motion serves
+every resolution.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deformgan import fields, splines
+from deformgan.imaging import subsampling
 from deformgan.warp import warp, warp_each
 
 POSE = ("row", "column", "angle", "log_along", "log_across")
@@ -36,6 +38,7 @@ class Atlas(NamedTuple):
       background: unit intensity where there is no signal.
       blur: standard deviation of the point spread, in shares of the side.
       additive: 1 where overlapping layers add up, 0 where the brightest alone is seen.
+      cells: of pixels that share a part of their value, as `subsampling.Cells`.
     """
 
     somata: jax.Array
@@ -46,6 +49,7 @@ class Atlas(NamedTuple):
     background: jax.Array
     blur: jax.Array
     additive: jax.Array
+    cells: jax.Array
 
 
 class Motion(NamedTuple):
@@ -201,7 +205,8 @@ def render(atlas: Atlas, motion: Motion, nodes: int) -> jax.Array:
     size = atlas.rest.shape[0]
     lit = layers(atlas, motion, coordinates(atlas, motion, size, nodes))
     signal = jnp.where(atlas.additive > 0, jnp.sum(lit, axis=1), jnp.max(lit, axis=1))
-    return atlas.background + point_spread(signal[..., None], atlas.blur * size)[..., 0]
+    spread = point_spread(signal[..., None], atlas.blur * size)[..., 0]
+    return atlas.background + subsampling.stored(spread, atlas.cells)
 
 
 def point_spread(images: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ from deformgan.imaging import (
     point_spread,
     reconstruction,
     registration,
+    subsampling,
     superposition,
     template,
 )
@@ -113,7 +114,8 @@ def estimate(
     atlas = focus(images[some], fitted, search=point_spread.ROUGH)
     say(f"registering all {len(images)} images, and the source")
     images = np.concatenate([images, source[None]])
-    fitted = template.fit_all(images, atlas, camera, settings, say)
+    fitted = _with_cells(images, template.fit_all(images, atlas, camera, settings, say), settings)
+    say(f"pixels: {subsampling.in_words(fitted.atlas.cells)}")
     fitted = fitted._replace(atlas=focus(images, fitted, search=point_spread.FINE))
     atlas = reconstruction.re_estimated(images, fitted, camera, settings.nodes, steps=_STEPS)
     say(f"point spread: {float(atlas.blur) * images.shape[1]:.2f} pixels")
@@ -134,6 +136,16 @@ def estimate(
     model = Model(atlas, camera, distribution, annotation)
     motion = jax.tree.map(lambda x: x[:-1], motion)
     return model, motion, _evidence(found.curve, kind, images[:-1], model, motion, settings)
+
+
+def _with_cells(images: np.ndarray, fitted: Fitted, settings: Settings) -> Fitted:
+    """The atlas with the share of subsampling that the images show."""
+    cells = np.asarray(fitted.atlas.cells)
+    plain = fitted.atlas._replace(cells=jnp.asarray(subsampling.NONE))
+    if cells.shape != subsampling.NONE.shape:
+        means = rendered(Fitted(plain, fitted.motion), settings.nodes, images)
+        cells = subsampling.refined(images, means, cells)
+    return fitted._replace(atlas=plain._replace(cells=jnp.asarray(cells)))
 
 
 def refitted(

@@ -18,6 +18,7 @@ import numpy as np
 from deformgan import camera as cameras
 from deformgan.camera import Camera
 from deformgan.filters import gaussian_blur
+from deformgan.imaging import subsampling
 from deformgan.imaging.atlas import Atlas, Motion, render
 
 CHUNK = 50  # images registered at once: more do not fit the processor's cache
@@ -70,7 +71,8 @@ def atlas_at(atlas: Atlas, phase: Phase) -> Atlas:
     """The atlas at the resolution of a phase."""
     stack = jnp.concatenate([atlas.somata, atlas.rest[None]])
     stack = reduced(stack, phase)
-    return atlas._replace(somata=stack[:-1], rest=stack[-1])
+    cells = atlas.cells if phase.reduce == 1 else jnp.asarray(subsampling.NONE)  # averaged away
+    return atlas._replace(somata=stack[:-1], rest=stack[-1], cells=cells)
 
 
 def negative_log_likelihood(

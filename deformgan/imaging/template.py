@@ -19,7 +19,7 @@ from deformgan import camera as cameras
 from deformgan.camera import Camera
 from deformgan.errors import UserError
 from deformgan.imaging import layers as structures
-from deformgan.imaging import likelihood, reconstruction, registration, search
+from deformgan.imaging import likelihood, reconstruction, registration, search, subsampling
 from deformgan.imaging.atlas import Atlas, Fitted, Motion, Shape, still
 from deformgan.imaging.likelihood import Phase
 
@@ -131,6 +131,7 @@ def of_signal(signal: np.ndarray, background: float, outlines: np.ndarray) -> At
         background=jnp.float32(background),
         blur=jnp.float32(1.0 / 128),
         additive=jnp.float32(0),
+        cells=jnp.asarray(subsampling.NONE),
     )
 
 
@@ -155,6 +156,7 @@ def build(
       say: told of each round.
     """
     atlas = first_atlas(seed, background, camera, settings.somata, outlines)
+    atlas = atlas._replace(cells=jnp.asarray(subsampling.found(images)))
     prior = start_prior(settings, len(atlas.centres))
     motion = nowhere(settings, atlas, len(images))
     nodes, tolerant = settings.nodes, likelihood.forgiving(camera)

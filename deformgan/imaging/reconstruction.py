@@ -1,0 +1,147 @@
+"""The layers of an atlas from all images at once, under the motions that carry it to each.
+
+Images, pulled back to the template and with clipped pixels replaced by what they are expected to
+hide, are averaged by how much each tells of a place.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from deformgan import camera as cameras
+from deformgan.camera import Camera
+from deformgan.imaging import likelihood
+from deformgan.imaging.atlas import (
+    Atlas,
+    Fitted,
+    Motion,
+    coordinates,
+    grid,
+    posed_at,
+    render,
+    unposed_at,
+)
+from deformgan.warp import warp_each
+
+MARGIN = 0.05  # of the side: how far a soma's layer reaches beyond its outline
+_FAINT = 0.002  # of the brightest signal: what is no structure
+_LEAST = 0.01**2  # variance below which an image is not trusted: the warp's own error
+_BEND = 0.1  # unit intensity a square pixel: how curved a template is expected to be
+_MODEST = 0.1  # of a pixel's own information: that signal is not brighter than can be seen
+_CERTAIN = 2.0  # standard deviations of a pixel: 7 of their average over the blur of one pixel
+
+
+def re_estimated(
+    images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int, *, steps: int
+) -> Atlas:
+    """The layers that explain the images best under the given motions.
+
+    Simultaneous algebraic reconstruction (Andersen and Kak 1984): each step adds the residuals of
+    all images, pulled back to the template and divided by how often it was seen there, weighted by
+    the inverse variance of the noise; with Nesterov's momentum (Beck and Teboulle 2009, eq. 4.3).
+    A Gaussian prior over the layers' curvature smooths what noise would ruffle.
+    """
+    atlas, motion = fitted
+    support = np.stack([_support(np.asarray(soma)) for soma in atlas.somata])
+    held = before = [np.asarray(atlas.somata), np.asarray(atlas.rest)]
+    for step in range(steps):
+        speed = step / (step + 3)
+        ahead = [now + speed * (now - then) for now, then in zip(held, before, strict=True)]
+        sums = [np.zeros((2, *np.shape(layer))) for layer in ahead]
+        for own, size in likelihood.chunks(len(images)):
+            part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
+            counts = jnp.asarray(np.arange(len(own)) < size, jnp.float32)
+            seen_now = jnp.asarray(images[own])
+            forth, seen = _pulled(ahead, seen_now, part, counts, atlas, camera, nodes=nodes)
+            for total, a, b in zip(sums, forth, seen, strict=True):
+                total += np.stack([a, b])
+        after = [_kept(layer, *total) for layer, total in zip(ahead, sums, strict=True)]
+        before, held = held, [after[0] * support, after[1]]
+    return atlas._replace(somata=jnp.asarray(held[0]), rest=jnp.asarray(held[1]))
+
+
+@functools.partial(jax.jit, static_argnames="nodes")
+def _pulled(
+    layers: list[np.ndarray],
+    images: jax.Array,
+    motion: Motion,
+    counts: jax.Array,
+    atlas: Atlas,
+    camera: Camera,
+    *,
+    nodes: int,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """For each layer, weighted residuals and weights of all images, pulled back and summed."""
+
+    def drawn(layers: list[jax.Array]) -> jax.Array:
+        return render(atlas._replace(somata=layers[0], rest=layers[1]), motion, nodes)
+
+    mean, back = jax.vjp(drawn, [jnp.asarray(layer) for layer in layers])
+    weight = counts[:, None, None] / (cameras.variance(camera, mean) + _LEAST)
+    hidden = _MODEST * jnp.maximum(mean - 1, 0)  # above white nothing else holds it down
+    residual = cameras.uncensored(images, mean, camera) - mean - hidden
+    return back(weight * residual)[0], back(weight)[0]
+
+
+def _kept(layer: np.ndarray, residual: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """A layer `[..., S, S]` after one step: smooth, not negative, and nothing where it is faint."""
+    stiff = 1 / _BEND**2
+    bent = residual - stiff * _laplacian(_laplacian(layer))
+    step = bent / (seen + 64 * stiff + 0.01 * seen.max())  # 64: the largest eigenvalue
+    out = np.maximum(layer + step, 0)
+    smooth = ndimage.gaussian_filter(out, (*(0,) * (out.ndim - 2), 1, 1))
+    noise = 1 / np.sqrt(seen + 1e-9)  # standard deviation of what was averaged
+    faint = (smooth < _FAINT * out.max()) | (smooth < _CERTAIN * noise)
+    return np.where(faint, 0, out).astype(np.float32)
+
+
+def _laplacian(layer: np.ndarray) -> np.ndarray:
+    padded = np.pad(layer, [*[(0, 0)] * (layer.ndim - 2), (1, 1), (1, 1)], mode="edge")
+    across = padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2]
+    along = padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1]
+    return across + along - 4 * layer
+
+
+def in_the_middle(fitted: Fitted, nodes: int) -> Atlas:
+    """The atlas whose somata have the mean shape of all images, each seen in the soma's own frame.
+
+    A wrong shape that turns with its soma can be made good by a shared field that depends on the
+    angle. Such fields have no mean, so `centred` misses them, and no Gaussian describes them: the
+    mean displacement that they leave in a soma's frame goes to its template instead.
+    """
+    atlas, size = fitted.atlas, fitted.atlas.rest.shape[0]
+    total = np.zeros((len(atlas.centres), size, size, 2))
+    for own, size_ in likelihood.chunks(len(fitted.motion.pose)):
+        part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), fitted.motion)
+        total += np.asarray(_left_over(atlas, part, nodes=nodes))[:size_].sum(0)
+    around = np.stack([_support(np.asarray(soma)) for soma in atlas.somata])[..., None]
+    mean = jnp.asarray(around * total / len(fitted.motion.pose) * size, jnp.float32)
+    somata = warp_each(atlas.somata[..., None], mean)[..., 0]
+    return atlas._replace(somata=somata)
+
+
+@functools.partial(jax.jit, static_argnames="nodes")
+def _left_over(atlas: Atlas, motion: Motion, *, nodes: int) -> jax.Array:
+    """What the shared field displaces in each soma's template, `[B, K, S, S, 2]` in shares."""
+    size = atlas.rest.shape[0]
+    here = grid(size)[None]
+    shared = coordinates(atlas, motion, size, nodes).shared - here
+    out = []
+    for k in range(len(atlas.centres)):
+        places = jnp.broadcast_to(here, shared.shape)
+        seen = unposed_at(atlas, motion, k, places)
+        moved = seen + warp_each(shared, (seen - here) * size)
+        out.append(posed_at(atlas, motion, k, moved) - places)
+    return jnp.stack(out, 1)
+
+
+def _support(soma: np.ndarray) -> np.ndarray:
+    """1 on a soma's layer and a little around it, where its template may grow."""
+    inside = soma > 0.2 * soma.max()
+    away = ndimage.distance_transform_edt(~inside)
+    return np.clip(1.5 - away / (MARGIN * len(soma)), 0, 1).astype(np.float32)
