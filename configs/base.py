@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.exclude = ""  # frames to leave out: names joined by commas, or a text file of names
     data.blur = 0  # Gaussian kernel of a blur before training: 0, 3, 11, 51 or 127 pixels
     data.scaling = "percentile"  # limits of intensity: percentile of the training frames, or range
-    data.percentiles = (0.0, 99.99)
+    data.percentiles = (0.01, 99.99)  # so that no single dead or hot pixel sets them
     data.range = (0.0, 255.0)  # limits for data.scaling=range, in input units
     data.validation = 0.1  # shares of the blocks of frames held out: to choose checkpoints by
     data.test = 0.2  # and for the last judgement

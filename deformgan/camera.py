@@ -36,6 +36,9 @@ class Camera(NamedTuple):
         correlation. `[1, 1]` for white noise, the only one whose photons are counted one by one.
       bank: `[K, H, W]` recorded backgrounds less their mean, replayed in place of the read noise:
         what compression leaves has no spectrum that tells all of it. `[1, 1, 1]` for none.
+      frame: `[4 + L]`, of images with borders that were not recorded: first row, end of the rows,
+        first column, end of the columns; L levels of the borders, of which each image has one.
+        `[1]` for none.
     """
 
     dark: jax.Array
@@ -45,6 +48,7 @@ class Camera(NamedTuple):
     step: jax.Array
     kernel: jax.Array
     bank: jax.Array
+    frame: jax.Array
 
     @classmethod
     def create(
@@ -57,7 +61,7 @@ class Camera(NamedTuple):
         step: float = 0.0,
         kernel: jax.Array | np.ndarray | None = None,
     ) -> Camera:
-        """A camera of float32 arrays, without a bank; what is not given it does not have."""
+        """A camera of float32 arrays, without bank and frame; what is not given it has not."""
         return cls(
             dark=jnp.asarray(dark, jnp.float32),
             gain=jnp.asarray(gain, jnp.float32),
@@ -66,6 +70,7 @@ class Camera(NamedTuple):
             step=jnp.asarray(step, jnp.float32),
             kernel=jnp.asarray(np.ones((1, 1)) if kernel is None else kernel, jnp.float32),
             bank=jnp.zeros((1, 1, 1)),
+            frame=jnp.zeros(1),
         )
 
 
@@ -99,6 +104,12 @@ def expose(key: jax.Array, mean: jax.Array, camera: Camera) -> jax.Array:
       images of the shape of `mean`, in [0, 1], multiples of `step`. Deterministic given `key`.
     """
     shot_key, normal_key = jax.random.split(key)
+    return _framed(shot_key, _exposed(shot_key, normal_key, mean, camera), camera)
+
+
+def _exposed(
+    shot_key: jax.Array, normal_key: jax.Array, mean: jax.Array, camera: Camera
+) -> jax.Array:
     field = coloured(normal_key, mean.shape, camera.kernel)
     if camera.bank.shape != (1, 1, 1):
         chosen = jax.random.randint(shot_key, mean.shape[:-3], 0, len(camera.bank))
@@ -110,6 +121,20 @@ def expose(key: jax.Array, mean: jax.Array, camera: Camera) -> jax.Array:
     still = camera._replace(gain=jnp.zeros_like(camera.gain))
     noise = _root(variance(still, mean), camera) * field
     return _record(_with_photons(shot_key, mean, camera) + noise, camera.step)
+
+
+def _framed(key: jax.Array, images: jax.Array, camera: Camera) -> jax.Array:
+    """Images `[..., H, W, C]` with the borders of `camera.frame`."""
+    if camera.frame.shape == (1,):
+        return images
+    ends, levels = camera.frame[:4], camera.frame[4:]
+    *batch, height, width, _ = images.shape
+    row, column = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    inside = (row >= ends[0]) & (row < ends[1]) & (column >= ends[2]) & (column < ends[3])
+    chosen = jax.random.randint(jax.random.fold_in(key, 1), tuple(batch), 0, len(levels))
+    border = levels[chosen][..., None, None, None]
+    inside = jnp.broadcast_to(inside.reshape(*[1] * len(batch), height, width, 1), images.shape)
+    return jnp.where(inside, images, border)
 
 
 def coloured(key: jax.Array, shape: tuple[int, ...], kernel: jax.Array) -> jax.Array:

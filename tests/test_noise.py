@@ -107,6 +107,22 @@ def test_refit_on_registered_means_is_precise(name, noisy):
     assert offset == pytest.approx(0.01, abs=0.001)
 
 
+@pytest.mark.parametrize("background", [0.0, BACKGROUND])
+@pytest.mark.parametrize(
+    "kind,part,level", [("poisson", "gain", 0.005), ("speckle", "speckle", 0.3)]
+)
+def test_a_black_background_does_not_hide_the_level(kind, part, level, background, clean):
+    mean = background + RANGE * (clean - clean.min())
+    camera = Camera.create(**{part: level}, step=STEP)
+    images = np.asarray(expose(jax.random.key(0), mean[..., None], camera))[..., 0]
+    empty = mean - background < 0.02
+    mask = noise.telling(images, mean, camera, kind, empty=empty, seed=0)
+    assert (mask == empty).all() == (background > 0)
+    found, offset = noise.refit(images, mean, camera, kind, mask=mask)
+    assert getattr(found, part) == pytest.approx(level, rel=0.03)
+    assert offset == pytest.approx(0, abs=0.002)
+
+
 @pytest.mark.parametrize("name", LEVELS)
 def test_kind_is_found_again_on_registered_means(name, noisy, estimates):
     images, mean = noisy[name]

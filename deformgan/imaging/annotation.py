@@ -1,7 +1,7 @@
 """Labels on an atlas: carried from one annotated image to template space, and on to any other.
 
-Every map of the atlas has its inverse in closed form, so points are moved exactly and nothing is
-lost but what leaves the frame.
+Every map of the atlas has an inverse, by which points are moved; nothing is lost but what leaves
+the frame.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from deformgan.imaging.atlas import (
 )
 from deformgan.warp import warp, warp_each
 
+_CORRECTIONS = 2  # of what is not undone by the fields back
 _FINER = 4  # times as many nodes: between them fields are read linearly
 NO_POINT = -1  # identity of the placeholder of a source without points (orbax saves no empty array)
 
@@ -49,18 +50,34 @@ class Annotation(NamedTuple):
 
 
 class Inverse(NamedTuple):
-    """Displacements `[B, M, M, 2]` in shares that undo the shared field and the rest's own."""
+    """What undoes the shared field and the rest's own; displacements in shares of the side.
+
+    Fields on nodes are smoothed between them, forth and back, so that neither undoes the other by
+    some tenths of a pixel: what is left is found from the way forth.
+
+    Attributes:
+      shared: `[B, M, M, 2]` back by the shared field.
+      own: `[B, M, M, 2]` back by the rest's own.
+      forth: `[B, S, S, 2]` from pixels by the shared field.
+      rest: `[B, S, S, 2]` from pixels by both.
+    """
 
     shared: jax.Array
     own: jax.Array
+    forth: jax.Array
+    rest: jax.Array
 
 
 def inverse(atlas: Atlas, motion: Motion, nodes: int) -> Inverse:
     """The inverse fields of each image, on a grid finer than the `nodes` they are integrated on."""
     velocities = [shared_velocity(motion, nodes), own_velocity(atlas, motion, nodes)]
     back = fields.exponential(-jnp.concatenate(velocities)) / nodes
-    fine = splines.expand(splines.smoothing_matrix(_FINER * nodes, nodes), back)
-    return Inverse(*jnp.split(fine, 2))
+    shared, own = splines.expand(splines.smoothing_matrix(_FINER * nodes, nodes), back).reshape(
+        2, len(motion.pose), _FINER * nodes, _FINER * nodes, 2
+    )
+    size = atlas.rest.shape[0]
+    where, here = coordinates(atlas, motion, size, nodes), grid(size)[None]
+    return Inverse(shared, own, where.shared - here, where.rest - here)
 
 
 def unmoved(
@@ -78,11 +95,20 @@ def unmoved(
     Returns:
       `[B, N, 2]` in shares of the side.
     """
-    if layer < len(atlas.centres):
+    soma = layer < len(atlas.centres)
+    forth = back.forth if soma else back.rest
+    if soma:
         places = unposed_at(atlas, motion, layer, places)
-    else:
-        places = places + read(back.own, places)
-    return places + read(back.shared, places)
+
+    def undone(at: jax.Array) -> jax.Array:
+        at = at if soma else at + read(back.own, at)
+        return at + read(back.shared, at)
+
+    aim = places
+    for _ in range(_CORRECTIONS):
+        seen = undone(aim)
+        aim = aim + places - (seen + read(forth, seen))
+    return undone(aim)
 
 
 def read(values: jax.Array, places: jax.Array) -> jax.Array:

@@ -4,8 +4,8 @@ An image without noise is background + blur(max over layers of gain * template(c
 their sum; in a colour video a share of it has half the resolution (`subsampling.py`). Its
 coordinates follow a backward warp, from the image to the template: first one field shared by all
 layers, then a pose for each bright soma, and for all the rest a field of its own that carries the
-soma's shift where it is anchored to one and vanishes there otherwise. Every step has an inverse in
-closed form, by which labels move. Lengths are shares of the image's side, so that one motion serves
+soma's shift where it is anchored to one and vanishes there otherwise. Every step has an inverse,
+by which labels move. Lengths are shares of the image's side, so that one motion serves
 every resolution.
 """
 

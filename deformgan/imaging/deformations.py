@@ -25,7 +25,8 @@ from deformgan.imaging.likelihood import Phase
 _INFORMED = 200  # directions in which images may tell more than the prior
 _PROBED = 12  # images that show which directions those are
 _QUANTILES = 256  # of each coordinate
-_REDUCED = Phase(2, 0.0, 0)  # resolution at which information is counted
+_REDUCED = Phase(2, 0.0, 0)  # resolution at which images are seen
+_COUNTED = 64  # pixels a side at which what they tell is counted, or of halved images
 
 
 class Distribution(NamedTuple):
@@ -140,7 +141,7 @@ def fit(
         camera,
         nodes=nodes,
         phase=_REDUCED,
-        reduce=_REDUCED.reduce,
+        reduce=max(_REDUCED.reduce, atlas.rest.shape[0] // _COUNTED),
     )
     informed = np.linalg.eigh(counted(few, root).mean(0))[1][:, ::-1]
     basis = root @ informed

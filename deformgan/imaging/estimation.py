@@ -22,6 +22,7 @@ from deformgan.imaging import (
     deformations,
     likelihood,
     noise,
+    padding,
     point_spread,
     reconstruction,
     registration,
@@ -101,7 +102,13 @@ def estimate(
     """
     outlines = labelling.outlines(labels, settings.layers) if settings.layers else None
     say("noise: estimating from the images alone")
-    found = noise.estimate(images, step, seed)
+    area = padding.recorded(images)
+    if not area.whole:
+        (top, bottom), (left, right) = area.rows, area.columns
+        say(
+            f"noise: of rows {top} to {bottom - 1}, columns {left} to {right - 1}; the rest is even"
+        )
+    found = noise.estimate(area.cut(images), step, seed)
     say(f"noise: {_in_words(found.kind, found.camera)}")
     camera, background = found.camera, found.background
     some = np.random.default_rng(seed).permutation(len(images))[: settings.subset]
@@ -158,28 +165,29 @@ def refitted(
 ) -> tuple[str, Camera, Atlas]:
     """Kind and level of the noise and the background again, by maximum likelihood.
 
-    On structures the motions have followed the noise a little, so it would seem too weak there:
-    the level is that of the background, unless the kind has two. Correlated noise is of no one
-    kind: that of real cameras, and what compression left of it.
+    Correlated noise is of no one kind: that of real cameras, and what compression left of it.
     """
-    means = rendered(fitted, settings.nodes, images)
-    atlas = fitted.atlas
+    area, atlas = padding.recorded(images), fitted.atlas
+    whole, images = images, area.cut(images)
+    means = area.cut(rendered(fitted, settings.nodes, whole))
     background = float(atlas.background)
     empty = means - background < _EMPTY * (means.max() - background)
     if camera.kernel.shape != (1, 1):
         kind = "mixed"
         camera, offset = noise.refit_correlated(images, means, camera, mask=empty, seed=seed)
         atlas = _without_haze(atlas)
-        means = rendered(fitted._replace(atlas=atlas), settings.nodes, images)
+        means = area.cut(rendered(fitted._replace(atlas=atlas), settings.nodes, whole))
         bank = noise.recorded_backgrounds(
             images, means + offset, camera, mask=means <= background, seed=seed
         )
-        camera = camera._replace(bank=jnp.asarray(bank))
+        camera = camera._replace(bank=jnp.asarray(area.paste(bank)))
     else:
         if kind != "none":
             kind = noise.choose_kind(images, means, camera, seed=seed)
-        mask = None if kind == "poisson_gaussian" else empty
+        mask = noise.telling(images, means, camera, kind, empty=empty, seed=seed)
         camera, offset = noise.refit(images, means, camera, kind, mask=mask, seed=seed)
+    if kind != "none" and not area.whole:
+        camera = camera._replace(frame=jnp.asarray(area.frame(whole)))
     background += offset
     if kind == "none":
         background = max(background, 0.0)  # nothing could take it back above black

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage, optimize, signal
 
-from deformgan.camera import Camera, coloured
+from deformgan.camera import Camera, coloured, variance
 from deformgan.errors import choose, require_shape
 from deformgan.imaging import flat_patches, noise_levels, noise_mixture, photon_comb
 from deformgan.imaging.flat_patches import Curve
@@ -100,7 +100,7 @@ def refit(
       camera: where to start; its dark, step and kernel are kept.
       kind: one of `KINDS`: which levels are fitted, the others becoming 0.
       mask: of the same shape, True for pixels that count; all if None.
-      seed: of the choice of pixels, if there are more than half a million.
+      seed: of the choice of pixels, if there are more than 4 million.
 
     Returns:
       the camera, and what is to be added to `mean`. White Poisson noise of several grey levels a
@@ -122,6 +122,34 @@ def refit(
             offset = photon_comb.mean_offset(comb, image, mean, step)
             return Camera.create(**comb._asdict(), step=step), offset
     return noise_levels.fit(image, mean, camera, kind)
+
+
+def telling(
+    images: np.ndarray, mean: np.ndarray, camera: Camera, kind: str, *, empty: np.ndarray, seed: int
+) -> np.ndarray | None:
+    """The pixels whose noise tells its level, as a mask for `refit`; None for all.
+
+    On structures motions have followed the noise a little, so it would seem too weak there: the
+    background tells, unless the kind has two levels, or the background so little light that it
+    has no noise either. Then it is the flat pixels, as many of each brightness as there are.
+
+    Args:
+      images: `[N, H, W]` unit intensity, with noise.
+      mean: noiseless intensity, of the same shape.
+      camera: where to start.
+      kind: one of `KINDS`.
+      empty: of the same shape, True on the background.
+      seed: of the choice of pixels.
+    """
+    if kind == "poisson_gaussian":
+        return None
+    if kind not in ("poisson", "speckle") or not empty.any():
+        return empty
+    flat = np.zeros(mean.shape, bool)
+    flat.flat[flat_patches.flat_pixels(mean, None, np.random.default_rng(seed))[0]] = True
+    found, offset = refit(images, mean, camera, kind, mask=flat, seed=seed)
+    background = jnp.float32(np.median(mean[empty]) + offset)
+    return empty if variance(found, background) > camera.step**2 else flat
 
 
 def refit_correlated(
