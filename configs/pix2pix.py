@@ -1,8 +1,10 @@
 """Pix2Pix: tiles of fibre orientation maps (3D-PLI) predicted from their transmittance.
 
     python -m deformgan.main --config=configs/pix2pix.py
-    python -m deformgan.main --config=configs/pix2pix.py \
+    python -m deformgan.main --config=configs/pix2pix.py --workdir=runs/pix2pix-vervet \
         --config.data.source=pyramid --config.data.path=../shared/data/pli/vervet
+    python -m deformgan.main --config=configs/pix2pix.py:pairs --workdir=runs/pairs \
+        --config.data.path=TARGETS --config.data.input_path=INPUTS
     python -m deformgan.main --config=configs/pix2pix.py:facades \
         --config.data.path=../shared/data/facades/train
     python -m deformgan.main --mode=evaluate --workdir=runs/pix2pix
@@ -22,6 +24,9 @@ Variants, joined by commas (configs/pix2pix.py:orientation,smoke):
                with dropout.
   orientation  the networks make directions, inclination and mask, not colours, and directions are
                compared modulo 180 degrees.
+  pairs        ordinary images: targets in one folder and inputs of the same names in another, or
+               side by side (data.source=aligned and data.direction); data.channels=1 for grey
+               targets, data.input_channels=1 for grey inputs.
   facades      label to photograph, aligned side by side, in the widths of Isola et al. 2017.
   smoke        seconds instead of minutes, at 32x32: shows that everything runs, nothing more.
 
@@ -74,7 +79,7 @@ def get_config(variants=""):
         "manifold",
         "copying",
     )
-    known = (reported, orientation, facades, smoke)
+    known = (reported, orientation, pairs, facades, smoke)
     return base.apply_variants(config, variants, {one.__name__: one for one in known})
 
 
@@ -95,18 +100,24 @@ def orientation(config):
     config.loss.pixel = "axial"
 
 
-def facades(config):
-    """The standard recipe on label maps and photographs, at 64x64 for a CPU."""
-    config.data.source = "aligned"
-    config.data.direction = "BtoA"
+def pairs(config):
+    """Ordinary colour images, which are no maps of fibres and have a top and a bottom."""
+    config.data.source = "folders"
     config.data.input_channels = 3
     config.model.space = "rgb"
+    config.loss.pixel = "l1"
+    config.augment.oriented = False
+    config.augment.dihedral = False
+
+
+def facades(config):
+    """The standard recipe on label maps and photographs, at 64x64 for a CPU."""
+    pairs(config)
+    config.data.source = "aligned"
+    config.data.direction = "BtoA"
     config.model.gen_filters = 64
     config.model.disc_layers = 3
     config.model.disc_filters = 64
-    config.loss.pixel = "l1"
-    config.augment.oriented = False
-    config.augment.dihedral = False  # a facade stands upright
     config.augment.jitter = 7
     config.train.batch_size = 4
 

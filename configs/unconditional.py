@@ -1,7 +1,7 @@
 """Tiles of fibre orientation maps (3D-PLI), generated from noise alone.
 
     python -m deformgan.main --config=configs/unconditional.py
-    python -m deformgan.main --config=configs/unconditional.py \
+    python -m deformgan.main --config=configs/unconditional.py --workdir=runs/unconditional-vervet \
         --config.data.source=pyramid --config.data.path=../shared/data/pli/vervet
     python -m deformgan.main --mode=evaluate --workdir=runs/unconditional
     python -m deformgan.main --mode=sample --workdir=runs/unconditional --num=64 --format=png

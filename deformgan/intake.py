@@ -5,11 +5,13 @@ from __future__ import annotations
 import ml_collections
 
 from deformgan import parallel, report
-from deformgan.data import pipeline
+from deformgan.data import pairs, pipeline
 from deformgan.data.frames import Frames
 from deformgan.imaging import screening
 from deformgan.log import say
 from deformgan.workdir import Workdir
+
+_WARPING = ("atlas", "deform")  # objectives that the source image plays a part in
 
 
 def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Dataset:
@@ -21,8 +23,9 @@ def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Datase
     clipped = f"{dataset.scaling.clipped:.2%} of their pixels clipped"
     if dataset.conditions is not None:
         clipped += f", {dataset.conditions.scaling.clipped:.2%} of their inputs'"
-    say(f"frames: {counts}; {clipped}; source image {dataset.source.name}")
-    for name in ("validation", "test"):
+    warped = config.objective in _WARPING
+    say(f"frames: {counts}; {clipped}" + warped * f"; source image {dataset.source.name}")
+    for name in ("validation", "test") if warped else ():
         if dataset.source.name in dataset.split["names"][name]:
             say(
                 f"warning: the source image is a {name} frame: scores on that split will flatter;"
@@ -35,6 +38,8 @@ def screen(frames: Frames, config: ml_collections.ConfigDict, workdir: Workdir) 
     """Screens frames, says what was found, writes `screening.csv` and a picture of the flagged."""
     if frames.skipped:
         say(f"data.path: {frames.skipped}")
+    if pairs.lose_colour(config):
+        say("colour inputs are mixed to grey; to keep their colours set data.input_channels=3")
     screened = screening.screen(frames, config)
     if screened.rows and parallel.is_main():
         say(screening.summary(screened))

@@ -28,6 +28,8 @@ Advance = Callable[[int], None]
 _SHOWN = {
     "D real": "disc/accuracy_real",
     "D fake": "disc/accuracy_fake",
+    "MSE": "mse",
+    "axial error": "axial_error",
     "diversity": "diversity",
     "folded": "folded",
     "steps/s": "steps_per_second",
@@ -113,7 +115,7 @@ class Log:
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
         self._events.add_scalar("steps_per_second", rate, step)
-        shown = "  ".join(f"{k} {record[v]:.3g}" for k, v in _SHOWN.items() if v in record)
+        shown = _line(record)
         if self._bar:
             self._bar.update(self._task, completed=step)
             self._bar.console.print(f"step {step}  {shown}", highlight=False)
@@ -158,6 +160,13 @@ def read_metrics(workdir: Workdir) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def _line(record: dict[str, Any]) -> str:
+    """What of a record is shown; of predictions the error in place of diversity."""
+    hidden = "diversity" if "mse" in record else ""
+    found = {k: record[v] for k, v in _SHOWN.items() if v in record and v != hidden}
+    return "  ".join(f"{k} {v:.3g}" if v < 1000 else f"{k} {v:.0f}" for k, v in found.items())
 
 
 def _minutes(seconds: float) -> str:

@@ -33,7 +33,13 @@ SAMPLE = {
     "project": flags.DEFINE_string("project", "", "sample: image whose style to look for."),
 }
 TRANSLATE = {
-    "files": flags.DEFINE_string("input", "", "sample: image or section to translate."),
+    "files": flags.DEFINE_string(
+        "input",
+        "",
+        "sample: image or section to translate; of a run with several data.inputs a file of each,"
+        " joined by commas in their order; of data.source=aligned the half that is the input, or a"
+        " pair side by side.",
+    ),
     "passes": flags.DEFINE_integer("passes", 1, "sample --input: passes, that differ by dropout."),
     "overlap": flags.DEFINE_float("overlap", 0.67, "sample --input: of tiles, a share of theirs."),
     "level": flags.DEFINE_integer("level", -1, "sample --input: of the pyramid; -1 as trained."),

@@ -15,6 +15,7 @@ from deformgan import predictions, subjects
 from deformgan.data.pipeline import Dataset
 from deformgan.errors import UserError, choose
 from deformgan.judge import judge
+from deformgan.log import say
 from deformgan.metrics.subject import ImageSet, Subject
 from deformgan.metrics.wasserstein import sliced_wasserstein
 from deformgan.objectives.contract import Constants, Objective, Samples
@@ -26,6 +27,7 @@ _IDEAL_OF_PAIRS = {"mse": 0.0, "axial_error": 0.0}
 _MONITORED = 64  # samples that collapse is watched on
 _SHOWN = 16  # the first of them, in pictures
 _HELD = 512  # validation frames that samples are compared with, at most
+_COMPARED = 2  # of them, at least; where fewer are held out, it is training frames
 _FEWEST = 8  # validation frames that an evaluation needs
 _TESTS, _FAMILIES = ("statistics",), ("distances", "diversity", "field_health")  # the quick ones
 
@@ -42,7 +44,7 @@ class Monitor:
         self, objective: Objective, dataset: Dataset, config: ml_collections.ConfigDict
     ) -> None:
         self._dataset, self._config = dataset, config
-        split = "validation" if len(dataset.validation) > 1 else "train"
+        split = "validation" if len(dataset.validation) >= _COMPARED else "train"
         self.real = _first(getattr(dataset, split))
         self.inputs, given = None, dataset.conditions
         if given is not None:
@@ -83,12 +85,18 @@ class Monitor:
           UserError: if there are too few validation frames to evaluate on, or `checkpoint.best`
             is not the name of a metric with an ideal.
         """
+        held = len(self._dataset.validation)
         evaluates = self._config.evaluate.every or self._best.startswith(EVALUATED)
-        if evaluates and len(self._dataset.validation) < _FEWEST:
+        if evaluates and held < _FEWEST:
             raise UserError(
-                f"evaluate.every: {len(self._dataset.validation)} validation frames, but {_FEWEST}"
-                " are needed to evaluate while training; raise data.validation, or set"
-                " evaluate.every=0 and checkpoint.best=sliced_wasserstein"
+                f"evaluate.every: {held} validation frames, but {_FEWEST} are needed to evaluate"
+                " while training; raise data.validation, or set evaluate.every=0 and"
+                " checkpoint.best=sliced_wasserstein"
+            )
+        if held < _COMPARED:
+            say(
+                f"warning: validation frames: {held}; {self._best}, which chooses the best"
+                " checkpoint, is measured on training frames; raise data.validation"
             )
         if self._best.startswith(EVALUATED):
             self.evaluate(variables, constants)

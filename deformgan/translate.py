@@ -1,6 +1,7 @@
 """--mode=sample --input=FILE: a whole image or section through the generator of a run of pairs.
 
-The image, the spread of several passes and a manifest are written in the kind of file that came.
+Of a run with several `data.inputs`, FILE is a file of each, joined by commas in their order. The
+image, the spread of several passes and a manifest are written in the kind of file that came.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from deformgan import __version__, blending, parallel
 from deformgan.checkpoint import Checkpoints
 from deformgan.data import raster_metadata, raster_writers
+from deformgan.data.geometry import Fit
 from deformgan.data.raster_writers import Layout, layout_of
 from deformgan.data.scaling import Scaling
 from deformgan.data.whole import Whole, kind_of, open_whole, suffix_of
@@ -48,7 +50,8 @@ def run(
     Args:
       path: the workdir of a trained run of pairs.
       config: refused if it differs from the run's own; None to use that.
-      files: the input; of several modalities a file each, joined by commas in the run's order.
+      files: the input; of several modalities a file each, joined by commas in the run's order. Of a
+        run of `data.source=aligned`, the half that is the input or a pair side by side.
       out: file to write, of the same kind, or a folder; '' for one inside the workdir. A manifest
         `.json` and, of several passes, a `_spread` of the same kind are written beside it.
       passes: with dropout, whose mean is taken.
@@ -75,16 +78,19 @@ def run(
     checkpoints = Checkpoints(workdir.checkpoints, best=own.checkpoint.best, writable=False)
     sampler = checkpoints.sampler(step)
     checkpoints.close()
+    fit = sampler.meta["geometry"]
     whole = open_whole(
         [Path(name.strip()) for name in files.split(",")],
         own.data,
         Scaling.from_json(sampler.meta["input_scaling"]).depth,
         level=own.data.level if level < 0 else level,
-        scale=tuple(sampler.meta["geometry"]["scale"]),
+        fit=Fit(tuple(fit["scale"]), tuple(fit["offset"])),
     )
     layout = layout_of(whole.files[0], whole.kind, whole.level, whole.shape[:2])
     target = output_file(out or str(workdir.root / "translated"), whole, own.data.modality)
     translator = translator_of(own, sampler, passes=passes, seed=seed)
+    for remark in whole.remarks:
+        say(f"{whole.files[0]}: {remark}")
     size = f"{whole.shape[0]}x{whole.shape[1]} pixels"
     say(f"translating {size} with step {sampler.step} of {workdir.root} (compiling first) ...")
     done = translated(whole, translator, overlap=overlap, folder=target.parent)
@@ -174,20 +180,7 @@ def keep(
                 levels = raster_writers.pyramid(rows, layout, pools[file], folder)
                 of_file = units if file == target else (1.0, 0.0)
                 raster_writers.write(drafts[file], levels, layout, of_file)
-        said = {
-            "deformgan": __version__,
-            "input": [str(file.resolve()) for file in whole.files],
-            "level": whole.level,
-            "shape": list(done.image.shape),
-            "dtype": done.image.dtype.name,
-            "tile": translator.size,
-            "passes": translator.passes,
-            "seam_ratio": done.seam_ratio,
-            **about,
-        }
-        if done.spread is not None:
-            hundredths = "hundredths of " if layout.kind == "png" else ""
-            said["spread"] = f"{hundredths}{translator.blend.unit}"
+        said = _said(done, whole, layout, translator) | about
         drafts[manifest].write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
         for file, draft in drafts.items():
             if draft.exists():
@@ -199,6 +192,32 @@ def keep(
     finally:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
+
+
+def _said(
+    done: Translation, whole: Whole, layout: Layout, translator: Translator
+) -> dict[str, Any]:
+    """What a manifest says of an image."""
+    said = {
+        "deformgan": __version__,
+        "input": [str(file.resolve()) for file in whole.files],
+        "remarks": list(whole.remarks),
+        "level": whole.level,
+        "shape": list(done.image.shape),
+        "dtype": done.image.dtype.name,
+        "tile": translator.size,
+        "passes": translator.passes,
+        "seam_ratio": done.seam_ratio,
+    }
+    if translator.blend.axial:
+        said["colours"] = "HSV black, saturation 1"
+    if done.spread is not None:
+        said["spread"] = _spread_unit(layout, translator)
+    return said
+
+
+def _spread_unit(layout: Layout, translator: Translator) -> str:
+    return f"{'hundredths of ' if layout.kind == 'png' else ''}{translator.blend.unit}"
 
 
 def _pool(translator: Translator) -> raster_writers.Pool:
@@ -236,4 +255,4 @@ def _tell(target: Path, done: Translation, layout: Layout, translator: Translato
     if missed:
         say(f"      not taken over from {layout.file}: {', '.join(missed)}")
     if done.spread is not None:
-        say(f"      {_spread_file(target)} ({translator.blend.unit})")
+        say(f"      {_spread_file(target)} ({_spread_unit(layout, translator)})")

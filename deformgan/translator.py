@@ -25,6 +25,7 @@ from deformgan.data.scaling import Scaling
 from deformgan.data.whole import Whole
 from deformgan.errors import UserError, resolve
 from deformgan.log import Advance, progress
+from deformgan.models import unet
 from deformgan.mosaic import Cover, Mosaic, Seams, cover
 from deformgan.objectives.contract import Constants, Objective
 from deformgan.state import Variables
@@ -72,7 +73,7 @@ def translator_of(
     """The generator of a checkpoint; dropout is on if there are several passes."""
     own = config.copy_and_resolve_references()
     if passes > 1:
-        if not own.model.dropout:
+        if not own.model.dropout or unet.depth_for(own.data.size, own.model.depth) == 1:
             raise UserError(
                 f"passes: {passes} would be alike: the run's generator has no dropout; give 1"
             )

@@ -12,9 +12,9 @@ from PIL import Image
 
 from configs import base
 from deformgan import intake, prepare
-from deformgan.data import aligned, folders, geometry, pairs, pipeline, tfds
+from deformgan.data import aligned, folders, geometry, pairs, pipeline, scaling, tfds
 from deformgan.data.feed import make_feed
-from deformgan.data.frames import Frame
+from deformgan.data.frames import Frame, Frames
 from deformgan.data.splits import SPLITS
 from deformgan.errors import UserError
 from deformgan.workdir import Workdir
@@ -424,6 +424,73 @@ def test_limits_that_do_not_fit_the_images_are_named(tmp_path):
     config.data.range = (1000.0, 2000.0)
     with pytest.raises(UserError, match=r"data\.range: \(1000, 2000\), but the training frames"):
         build(config)
+
+
+def of_two_units(config, factor=1):
+    """Tiles of 16-bit transmittance and retardation of 8 bit, this times `factor`."""
+    rng = np.random.default_rng(0)
+    given = rng.integers(0, 256, (20, SIZE, SIZE, 2)).astype(np.uint16) * [257, factor]
+    given[:, 0, 0], given[:, 0, 1] = 0, (65535, 255 * factor)
+    names = [f"t{i}" for i in range(20)]
+    frames = Frames(
+        names,
+        names,
+        range(20),
+        lambda i: Frame(given[i, ..., :1] // 257, condition=given[i].astype(np.uint16)),
+    )
+    return pipeline.build(frames, config.data, config.source)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"scaling": "range", "input_range": (0.0, 65535.0)},
+            r"data\.input_range: \(0, 65535\), .* \(retardation\) hold 0 to 255, less than 2%",
+        ),
+        (
+            {"scaling": "range", "input_range": (0.0, 255.0)},
+            r"data\.input_range: .* \(transmittance\) hold 0 to 65535, and 99% of their pixels",
+        ),
+        ({}, r"data\.scaling: .* limits \(0, 65535\), .* \(retardation\) hold 0 to 255, less than"),
+        ({"source": "folders", "input_channels": 2}, r" \(channel 1\) hold 0 to 255, less than"),
+    ],
+)
+def test_inputs_of_different_units_are_refused(overrides, message):
+    both = {"source": "pyramid", "inputs": "transmittance,retardation"}
+    config = settings("x", **{**both, **overrides})
+    with pytest.raises(UserError, match=message + ".* share it: give limits of all, or files in"):
+        of_two_units(config)
+    if overrides.get("input_range") != (0.0, 255.0):
+        assert of_two_units(config, factor=257).conditions.scaling.high == 65535
+
+
+def test_limits_that_clip_half_of_the_pixels_are_refused():
+    images = {"": np.array([0.0, 1.0, 2.0, 3.0])}
+    scaling.check_limits("data.range:", 0, 2, "frames", images)
+    with pytest.raises(UserError, match=r"data\.range: \(0, 1\), .* 50% of their pixels would"):
+        scaling.check_limits("data.range:", 0, 1, "frames", images)
+
+
+@pytest.mark.parametrize(
+    ("colour", "channels", "said"), [(True, 1, 1), (True, 3, 0), (False, 1, 0)]
+)
+def test_inputs_that_lose_their_colour_are_pointed_out(tmp_path, capsys, colour, channels, said):
+    write_aligned(tmp_path / "pairs", colour=colour)
+    config = settings(tmp_path / "pairs", "aligned", input_channels=channels)
+    intake.load(config, Workdir(str(tmp_path / "run"), create=True))
+    assert capsys.readouterr().out.count("mixed to grey") == said
+
+
+def test_a_source_image_is_told_where_it_is_warped(tmp_path, capsys):
+    write_aligned(tmp_path / "pairs")
+    config = settings(tmp_path / "pairs", "aligned", input_channels=3)
+    held = build(config).split["names"]["test"][0]
+    config.source.image = held
+    for objective, told in (("deform", True), ("pix2pix", False), ("unconditional", False)):
+        config.objective = objective
+        intake.load(config, Workdir(str(tmp_path / "run"), create=True))
+        assert ("source image" in capsys.readouterr().out) == told
 
 
 def test_the_clipped_share_of_inputs_is_said(tmp_path, capsys):

@@ -14,9 +14,10 @@ from deformgan import losses, optim, orientation, parallel, report, sample, trai
 from deformgan.checkpoint import Checkpoints
 from deformgan.data.feed import make_feed
 from deformgan.errors import Interrupted, UserError
-from deformgan.log import read_metrics
+from deformgan.log import Log, read_metrics
 from deformgan.models import layers, patchgan, unet
 from deformgan.models.layers import AXIS
+from deformgan.monitor import Monitor
 from deformgan.objectives import adversarial, shown
 from deformgan.objectives import pix2pix as objectives
 from deformgan.objectives.contract import Generated, Inputs, Samples
@@ -27,7 +28,7 @@ from deformgan.workdir import Workdir, flat, to_json
 
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 4)
-VARIANTS = ("", "reported", "orientation", "facades", "smoke", "orientation,smoke")
+VARIANTS = ("", "reported", "orientation", "pairs", "facades", "smoke", "orientation,smoke")
 
 
 def config(variants="smoke", **overrides):
@@ -227,11 +228,11 @@ def traced(settings, inputs, channels=3, size=32):
     return metrics
 
 
-@pytest.mark.parametrize("variant", ["", "reported", "orientation", "facades"])
+@pytest.mark.parametrize("variant", ["", "reported", "orientation", "pairs", "facades"])
 def test_every_variant_makes_a_step(variant):
     """Traced on two devices and not compiled."""
     settings = config(f"{variant},smoke")
-    metrics = traced(settings, 3 if variant == "facades" else 1)
+    metrics = traced(settings, 3 if variant in ("pairs", "facades") else 1)
     assert f"gen/{'axial' if variant == 'orientation' else 'l1'}" in metrics
 
 
@@ -372,11 +373,59 @@ def test_scores_of_predictions_at_known_errors():
 
 
 def test_ordinary_colours_are_told_that_they_are_taken_for_directions():
-    paired = types.SimpleNamespace(conditions=())
+    paired = types.SimpleNamespace(conditions=(), train=np.eye(8).reshape(1, 8, 8, 1) * [1, 0, 0])
     for source, told in (("folders", True), ("pli", False)):
         said = []
         objectives.create(config(data__source=source)).fit(paired, said.append)
         assert ["set augment.oriented=False" in line for line in said] == [True] * told + [False]
+
+
+def test_grey_targets_are_not_taken_for_directions():
+    grey = np.repeat(np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 1)), 3, -1)
+    paired = types.SimpleNamespace(conditions=(), train=grey)
+    with pytest.raises(UserError, match=r"augment\.oriented: True, but the images .* are grey"):
+        objectives.create(config(data__source="folders")).fit(paired, print)
+    objectives.create(config("pairs,smoke")).fit(paired, print)
+    paired.train = np.concatenate([grey, grey * [1, 1, 0.9]])
+    objectives.create(config(data__source="folders")).fit(paired, print)
+
+
+@pytest.mark.parametrize(
+    ("size", "depth", "told"),
+    [
+        (100, 0, ["data.size 100 allows a U-Net of depth 2 alone", "96 and 128 are the nearest"]),
+        (34, 0, ["U-Net of depth 1 alone", "32 and 48 are", "depth 1 has no dropout"]),
+        (34, 1, ["depth 1 has no dropout"]),
+        (100, 2, []),
+        (96, 0, []),
+    ],
+)
+def test_a_shallow_unet_is_pointed_out(size, depth, told):
+    paired, said = types.SimpleNamespace(conditions=()), []
+    settings = config("pairs,smoke", data__size=size, model__depth=depth, model__disc_layers=1)
+    objectives.create(settings).fit(paired, said.append)
+    warnings = " ".join(line for line in said if line.startswith("warning"))
+    assert all(words in warnings for words in told) and bool(warnings) == bool(told)
+
+
+def test_a_best_checkpoint_that_training_pairs_choose_is_pointed_out(capsys):
+    pairs = np.zeros((4, 8, 8, 3), np.float32)
+    for held, told in ((0, True), (1, True), (2, False)):
+        given = types.SimpleNamespace(train=pairs, validation=pairs[:held])
+        dataset = types.SimpleNamespace(train=pairs, validation=pairs[:held], conditions=given)
+        Monitor(types.SimpleNamespace(), dataset, config()).prepare({}, {})
+        said = f"warning: validation frames: {held}; mse, which chooses the best checkpoint, is"
+        assert (said in capsys.readouterr().out) == told
+
+
+def test_the_console_shows_the_errors_of_predictions(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    shown = Log(Workdir(str(tmp_path / "run"), create=True), start=0, total=8)
+    shown.write(4, {"disc/accuracy_real": 0.75, "diversity": 0.5})
+    assert "  D real 0.75  diversity 0.5  " in capsys.readouterr().out
+    shown.write(8, {"diversity": 0.5, "mse": 2123.4, "axial_error": 11.62})
+    shown.close()
+    assert "step 8/8  MSE 2123  axial error 11.6  steps/s" in capsys.readouterr().out
 
 
 class Lazy(list):

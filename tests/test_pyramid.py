@@ -325,13 +325,50 @@ def test_other_files_are_counted_and_sections_without_a_pair_left_out(tmp_path):
 
 
 def test_orientation_maps_of_another_coding_are_left_alone(tmp_path):
-    for number, coding in enumerate(("FOM", "FOM_HSV_black", "fom_hsv", "FOM_predicted")):
+    for number, coding in enumerate(("FOM", "FOM_HSV_black", "fom_hsv")):
         write_h5(tmp_path / f"B1_s{number}_{coding}.h5", orientation_map())
-    for coding in ("FOM_RGB", "FOM_HSV_white", "FOM_predicted_spread"):
+    for coding in ("FOM_RGB", "FOM_HSV_white", "FOM_predicted", "FOM_predicted_spread"):
         write_h5(tmp_path / f"B1_s8_{coding}.h5", orientation_map())
     frames = pyramid.read(settings(tmp_path))
-    assert set(frames.recordings) == {f"B1_s{number}" for number in range(4)}
-    assert frames.skipped.startswith("3 other files left alone; ")
+    assert set(frames.recordings) == {f"B1_s{number}" for number in range(3)}
+    assert frames.skipped.startswith("4 other files left alone; ")
+
+
+def test_of_both_transmittances_the_normalised_one_is_read(tmp_path):
+    write_section(tmp_path)
+    write_h5(tmp_path / "B1_s0001_left_Transmittance.h5", 255 - transmittance())
+    for path in (tmp_path, tmp_path / "B1_s0001_left_FOM_HSV.h5"):
+        frames = pyramid.read(settings(path, pairs=True))
+        row, column = place(frames.names[3])
+        wanted = transmittance()[row : row + SIZE, column : column + SIZE, None]
+        np.testing.assert_array_equal(frames.read(3).condition, wanted)
+        assert frames.skipped.startswith(
+            "1 files left alone for the normalised ones beside them, such as"
+            " B1_s0001_left_Transmittance.h5; "
+        )
+    (tmp_path / "B1_s0001_left_NTransmittance.h5").unlink()
+    frames = pyramid.read(settings(tmp_path, pairs=True))
+    row, column = place(frames.names[3])
+    assert frames.read(3).condition[0, 0, 0] == 255 - transmittance()[row, column]
+    assert "normalised" not in frames.skipped
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("B_0001_FOM_HSV.png", r"is called like a section, but .* HDF5, TIFF or NIfTI alone; conv"),
+        ("B_0001_NTransmittance.jpg", r"is called like a section"),
+        ("B_0001_FOM_predicted.tif", r"FOM_predicted\.tif is predicted, not measured; keep"),
+        ("B_0001_NTransmittance_predicted_spread.tiff", r"is predicted, not measured"),
+        ("t1_predicted.png", r"is predicted, not measured"),
+    ],
+)
+def test_images_that_are_no_tiles_by_their_names_are_refused(tmp_path, name, message):
+    image = orientation_map((SIZE, SIZE))
+    Image.fromarray(image).save(tmp_path / name)
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=message):
+            pyramid.read(settings(path))
 
 
 def test_tiles_of_another_coding_are_no_section_either(tmp_path):

@@ -16,9 +16,9 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
-from configs import base
+from configs import base, pix2pix
 from deformgan import blending, mosaic, orientation, translate, translator
-from deformgan.data import geometry, raster_writers, sections, whole
+from deformgan.data import aligned, geometry, raster_writers, sections, whole
 from deformgan.data.frames import Frame
 from deformgan.data.scaling import Depth, Scaling
 from deformgan.errors import UserError
@@ -324,7 +324,7 @@ def to_axes(keys, conditions):
     return orientation.encode(seen._replace(direction=angle + 0.05 * turn[:, None, None]), "rgb")
 
 
-def fake_run(monkeypatch, tmp_path, passes=1, **data):
+def fake_run(monkeypatch, tmp_path, passes=1, scale=1.0, **data):
     """A run folder, and a checkpoint and generator in the place of trained ones."""
     config = base.get_config()
     config.data = settings(**data)
@@ -336,7 +336,7 @@ def fake_run(monkeypatch, tmp_path, passes=1, **data):
         "config": json.loads(config.to_json()),
         "scaling": BYTES.to_json(),
         "input_scaling": BYTES.to_json(),
-        "geometry": {"scale": [1.0, 1.0], "offset": [0, 0]},
+        "geometry": {"scale": [scale, scale], "offset": [0, 0]},
     }
     sampler = types.SimpleNamespace(step=7, variables={}, constants={}, meta=meta)
     checkpoints = types.SimpleNamespace(sampler=lambda step: sampler, close=lambda: None)
@@ -377,8 +377,11 @@ def test_every_kind_of_file_comes_back_as_it_is(tmp_path, monkeypatch, capsys, n
     manifest = json.loads((tmp_path / f"out/{stem}.json").read_text())
     assert manifest["seam_ratio"] == pytest.approx(1, abs=0.1) and manifest["passes"] == 2
     assert manifest["checkpoint"] == 7 and manifest["config"]["data"]["pairs"]
-    assert manifest["input"] == [str(tmp_path / name)]
-    assert "seam ratio" in capsys.readouterr().out
+    assert manifest["input"] == [str(tmp_path / name)] and manifest["remarks"] == []
+    assert manifest["colours"] == "HSV black, saturation 1"
+    assert manifest["spread"].startswith("hundredths of degrees" if suffix == "png" else "degrees")
+    out = capsys.readouterr().out
+    assert "seam ratio" in out and f"_spread.{suffix} ({manifest['spread']})" in out
     assert len(list((tmp_path / "out").iterdir())) == 3  # nothing is left over
     with pytest.raises(UserError, match=r"out: .*_predicted\..* is in use"):
         sample(root, tmp_path / name, tmp_path / "out")
@@ -594,12 +597,19 @@ def test_bad_requests_are_named_before_anything_is_computed(tmp_path, monkeypatc
         sample(root, grey)
 
 
-def test_a_predicted_section_is_found_without_its_spread(tmp_path):
-    for name in ("NTransmittance", "FOM_predicted", "FOM_predicted_spread"):
-        (tmp_path / f"B_1_left_{name}.h5").touch()
-    found, others = sections.find(str(tmp_path), "fom")
-    assert [section.name for section in found] == ["B_1_left"] and others == 1
-    assert found[0].files["fom"].name == "B_1_left_FOM_predicted.h5"
+def test_what_was_predicted_is_never_taken_for_a_measured_section(tmp_path, monkeypatch):
+    root = fake_run(monkeypatch, tmp_path, passes=2)
+    there = tmp_path / "sections"
+    there.mkdir()
+    input_hdf5(there / "B_1_left_NTransmittance.h5", smooth(TURN))
+    sample(root, there / "B_1_left_NTransmittance.h5", there, passes=2)
+    assert len(list(there.iterdir())) == 4
+    for path in (there, there / "B_1_left_NTransmittance.h5"):
+        found, _ = sections.find(str(path), "fom")
+        assert [(s.name, list(s.files)) for s in found] == [("B_1_left", ["transmittance"])]
+    (there / "B_1_left_FOM_HSV.h5").touch()
+    found, others = sections.find(str(there), "fom")
+    assert found[0].files["fom"].name == "B_1_left_FOM_HSV.h5" and others == 3
 
 
 def test_two_modalities_come_in_two_files(tmp_path):
@@ -618,10 +628,12 @@ def test_two_modalities_come_in_two_files(tmp_path):
 
 
 def test_images_are_resized_as_those_trained_on(tmp_path):
-    data = settings(source="aligned", input_channels=3)
+    data = settings(source="folders", input_channels=3)
     colour = np.stack([smooth((64, 64), seed) for seed in range(3)], -1)
     input_png(tmp_path / "a.png", colour)
-    opened = whole.open_whole([tmp_path / "a.png"], data, BYTES.depth, level=0, scale=(0.25, 0.25))
+    quarter = geometry.Fit((0.25, 0.25), (0, 0))
+    opened = whole.open_whole([tmp_path / "a.png"], data, BYTES.depth, level=0, fit=quarter)
+    assert opened.remarks == ("resized by 0.25, from 64x64 to 16x16, as in training",)
     wanted = geometry.fitted(Frame(colour), 16, "pad").image
     np.testing.assert_allclose(opened.rows(0, 16), wanted, atol=0.51)
     data.input_channels = 1
@@ -630,4 +642,81 @@ def test_images_are_resized_as_those_trained_on(tmp_path):
     np.testing.assert_allclose(grey.rows(0, 64)[..., 0], luminance, atol=0.51)
     tifffile.imwrite(tmp_path / "a.tif", colour)
     with pytest.raises(UserError, match="trained on images resized by 0.25"):
-        whole.open_whole([tmp_path / "a.tif"], data, BYTES.depth, level=0, scale=(0.25, 0.25))
+        whole.open_whole([tmp_path / "a.tif"], data, BYTES.depth, level=0, fit=quarter)
+
+
+@pytest.mark.parametrize(("aspect", "by"), [("pad", "0.32"), ("stretch", "0.32 x 0.4")])
+def test_images_of_mixed_sizes_are_resized_by_their_own(tmp_path, aspect, by):
+    image = smooth((100, 81))
+    input_png(tmp_path / "a.png", image)
+    data = settings(source="folders", mixed_sizes="fit", aspect=aspect)
+    other = geometry.Fit((0.5, 0.5), (0, 0))  # of another frame
+    opened = whole.open_whole([tmp_path / "a.png"], data, BYTES.depth, level=0, fit=other)
+    columns = {"pad": 26, "stretch": 32}[aspect]
+    assert opened.remarks == (f"resized by {by}, from 100x81 to 32x{columns}, as in training",)
+    wanted = geometry.fitted(Frame(image[..., None]), 32, aspect).image
+    left = (32 - columns) // 2
+    np.testing.assert_allclose(opened.rows(0, 32), wanted[:, left : left + columns], atol=0.51)
+    tiles = settings(mixed_sizes="fit", inputs="transmittance")
+    section = whole.open_whole([tmp_path / "a.png"], tiles, BYTES.depth, level=0)
+    assert section.shape == (100, 81, 1) and not section.remarks
+
+
+@pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
+def test_of_a_pair_side_by_side_the_input_is_taken(tmp_path, direction):
+    data = settings(source="aligned", direction=direction)
+    fit = geometry.fit_to((60, 48), 32, "pad")
+    halves = {"AtoB": smooth((60, 48)), "BtoA": smooth((60, 48), 1)}
+    pair = np.concatenate(list(halves.values()), 1)
+    for name, image in (("pair", pair), ("alone", halves[direction])):
+        input_png(tmp_path / f"{name}.png", image)
+        tifffile.imwrite(tmp_path / f"{name}.tif", image)
+
+    def opened(name, **values):
+        return whole.open_whole([tmp_path / name], data, BYTES.depth, level=0, **values)
+
+    found, alone = opened("pair.png", fit=fit), opened("alone.png", fit=fit)
+    assert found.shape == (32, 26, 1)
+    np.testing.assert_array_equal(found.rows(0, 32), alone.rows(0, 32))
+    side = {"AtoB": "left", "BtoA": "right"}[direction]
+    assert found.remarks[0].startswith(f"its {side} half is taken, the input by data.direction=")
+    assert alone.remarks[0].startswith("taken for an input alone") and len(alone.remarks) == 2
+    with pytest.raises(UserError, match="pair.tif: as wide as two images side by side; give"):
+        opened("pair.tif", fit=fit)
+    data.source = "folders"
+    assert opened("pair.png").shape == (60, 96, 1)
+
+
+def test_a_real_facade_is_read_as_in_training(real_data):
+    values = {"channels": 3, "input_channels": 3, "direction": "BtoA", "size": 64}
+    data = settings(source="aligned", path=str(real_data / "facades/train/1.jpg"), **values)
+    frame = aligned.read(data).read(0)
+    fit = geometry.fit_to(frame.image.shape, 64, "pad")
+    opened = whole.open_whole(
+        [real_data / "facades/train/1.jpg"], data, BYTES.depth, level=0, fit=fit
+    )
+    wanted = geometry.fitted(frame, 64, "pad").condition
+    np.testing.assert_allclose(opened.rows(0, 64), wanted, atol=0.51)
+
+
+def test_what_is_made_of_the_input_is_told_and_recorded(tmp_path, monkeypatch, capsys):
+    root = fake_run(monkeypatch, tmp_path, scale=0.5, source="aligned")
+    left = smooth((64, 64), blur=8.0)
+    input_png(tmp_path / "pair.png", np.concatenate([left, smooth((64, 64), 1)], 1))
+    sample(root, tmp_path / "pair.png", tmp_path / "map.png")
+    assert read(tmp_path / "map.png").shape == (32, 32, 3)
+    remarks = json.loads((tmp_path / "map.json").read_text())["remarks"]
+    assert remarks == [
+        "its left half is taken, the input by data.direction=AtoB",
+        "resized by 0.5, from 64x64 to 32x32, as in training",
+    ]
+    out = capsys.readouterr().out
+    assert all(f"pair.png: {remark}" in out for remark in remarks)
+
+
+@pytest.mark.parametrize("setting", [{"depth": 1}, {"dropout": 0.0}])
+def test_passes_that_would_be_alike_are_refused(setting):
+    config = pix2pix.get_config("smoke")
+    config.model.update(setting)
+    with pytest.raises(UserError, match="passes: 8 would be alike: .* no dropout; give 1"):
+        translator.translator_of(config, None, passes=8, seed=0)

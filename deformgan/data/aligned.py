@@ -25,9 +25,8 @@ def read(config: ml_collections.ConfigDict) -> Frames:
     def frame(i: int) -> Frame:
         file, pages = found.places[i]
         image, colour = folder.load(file, pages)
-        left, right = _halves(image, found.names[i])
-        given, target = (left, right) if config.direction == "AtoB" else (right, left)
         name = found.names[i]
+        given, target = parted(image, config, name)
         return Frame(
             folder.to_channels(target, config.channel, config.channels, name, colour=colour),
             condition=input_of(given, config, name, colour=colour) if config.pairs else None,
@@ -36,12 +35,15 @@ def read(config: ml_collections.ConfigDict) -> Frames:
     return folder.framed(found, frame)
 
 
-def _halves(image: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The left and the right half of `[H, W, ...]`."""
+def parted(
+    image: np.ndarray, config: ml_collections.ConfigDict, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The halves of `[H, W, ...]`: the input and the target by `data.direction`."""
     height, width = image.shape[:2]
     if width % 2:
         raise UserError(
             f"data.path: {name} is {height}x{width}; a pair side by side has an even width, two"
             " images of one size"
         )
-    return image[:, : width // 2], image[:, width // 2 :]
+    left, right = image[:, : width // 2], image[:, width // 2 :]
+    return (left, right) if config.direction == "AtoB" else (right, left)

@@ -101,6 +101,32 @@ def modalities(config: ml_collections.ConfigDict) -> list[str]:
     return names
 
 
+def apart(images: np.ndarray, config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
+    """Inputs `[..., K]` by name where they may have different units: modalities, or channels.
+
+    Grey and colour are one, of no name.
+    """
+    count = images.shape[-1]
+    if by_modality(config):
+        sizes = {name: CHANNELS[name] for name in modalities(config)}
+    elif count in (1, 3):
+        return {"": images}
+    else:
+        sizes = {f"channel {i}": 1 for i in range(count)}
+    ends = np.cumsum(list(sizes.values()))[:-1]
+    return dict(zip(sizes, np.split(images, ends, -1), strict=True))
+
+
+def lose_colour(config: ml_collections.ConfigDict) -> bool:
+    """Whether the first input is a colour image that `data.input_channels` makes grey."""
+    if not config.pairs or by_modality(config) or config.input_channels != 1:
+        return False
+    reader = resolve("data.source", "deformgan.data", config.source, "read")
+    coloured = ml_collections.ConfigDict(config.to_dict())
+    coloured.input_channels = 3
+    return bool(np.ptp(reader.read(coloured).read(0).condition, axis=-1).any())
+
+
 def input_of(
     image: np.ndarray, config: ml_collections.ConfigDict, name: str, *, colour: bool
 ) -> np.ndarray:

@@ -25,8 +25,6 @@ BLURS = (0, 3, 11, 51, 127)
 _VALIDATION = 512  # validation frames that are held, at most
 _RECENT = 16  # fitted frames, of which the image and then the condition are asked for
 _MIB = 2**20
-_LEAST_SPAN = 0.02  # of limits that were set, which images should fill
-_MOST_CLIPPED = 0.5  # share of pixels beyond them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,37 +245,23 @@ def _scaling(
     fitted: np.ndarray, depth: scaling.Depth, limits: str, config: ml_collections.ConfigDict
 ) -> scaling.Scaling:
     """That of training frames by `data.scaling`: from percentiles, or the setting `limits`."""
+    what, apart = "frames", {"": fitted}
+    if limits == "input_range":
+        what, apart = "frames' inputs", pairs.apart(fitted, config)
     if config.scaling == "range":
-        low, high = config[limits]
-        _check_range(fitted, low, high, limits)
+        (low, high), given = config[limits], f"data.{limits}:"
     else:
+        given = "data.scaling: percentile gives the limits"
         low, high = (float(v) for v in np.percentile(fitted, config.percentiles))
         if not low < high:
-            what = "frames" if limits == "range" else "frames' inputs"
             raise UserError(
                 f"data.percentiles: {tuple(config.percentiles)} of the training {what} are {low:g}"
                 f" and {high:g}: the images are constant; check data.path"
             )
+    if config.scaling == "range" or len(apart) > 1:
+        scaling.check_limits(given, low, high, what, apart)
     clipped = float(np.mean((fitted < low) | (fitted > high)))
     return scaling.Scaling(config.scaling, float(low), float(high), clipped, depth)
-
-
-def _check_range(fitted: np.ndarray, low: float, high: float, limits: str) -> None:
-    """Raises `UserError` if limits that were set show next to nothing of the training frames."""
-    least, most = float(fitted.min()), float(fitted.max())
-    what = "frames" if limits == "range" else "frames' inputs"
-    said = f"data.{limits}: ({low:g}, {high:g}), but the training {what} hold {least:g} to {most:g}"
-    clipped = float(np.mean((fitted < low) | (fitted > high)))
-    if clipped > _MOST_CLIPPED:
-        raise UserError(
-            f"{said}, and {clipped:.0%} of their pixels would be clipped; set it to their limits,"
-            " or data.scaling=percentile"
-        )
-    if most - least < _LEAST_SPAN * (high - low):
-        raise UserError(
-            f"{said}, less than {_LEAST_SPAN:.0%} of it; set it to their limits, or"
-            " data.scaling=percentile"
-        )
 
 
 def _blurred(image: np.ndarray, kernel: int) -> np.ndarray:

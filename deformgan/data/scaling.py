@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from deformgan.errors import UserError
 
 SCALINGS = ("percentile", "range")
+_LEAST_SPAN = 0.02  # of the limits, which images should fill
+_MOST_CLIPPED = 0.5  # share of pixels beyond them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,3 +87,29 @@ class Scaling:
     def from_json(cls, fields: dict[str, Any]) -> Scaling:
         """The scaling that `to_json` wrote."""
         return cls(**{**fields, "depth": Depth(**fields["depth"])})
+
+
+def check_limits(
+    given: str, low: float, high: float, what: str, apart: Mapping[str, np.ndarray]
+) -> None:
+    """Raises `UserError` if limits show next to nothing of some training images.
+
+    Args:
+      given: begins the message: the setting that the limits come from.
+      low: the value that becomes -1.
+      high: the value that becomes 1.
+      what: which images.
+      apart: these, by name where their channels may have different units.
+    """
+    advice = "set it to their limits, or data.scaling=percentile"
+    if len(apart) > 1:
+        advice = f"{', '.join(apart)} share it: give limits of all, or files in the same units"
+    for name, images in apart.items():
+        least, most = float(images.min()), float(images.max())
+        clipped = float(np.mean((images < low) | (images > high)))
+        shown = f"{what} ({name})" if len(apart) > 1 else what
+        said = f"{given} ({low:g}, {high:g}), but the training {shown} hold {least:g} to {most:g}"
+        if clipped >= _MOST_CLIPPED:
+            raise UserError(f"{said}, and {clipped:.0%} of their pixels would be clipped; {advice}")
+        if most - least < _LEAST_SPAN * (high - low):
+            raise UserError(f"{said}, less than {_LEAST_SPAN:.0%} of it; {advice}")

@@ -3,7 +3,8 @@
 A section has a file for each modality: `<brain>_<section>[_<region>]_FOM_HSV`, `..._NTransmittance`
 and `..._NRetardation`, as HDF5, TIFF or NIfTI, or a folder of that name that holds tiles as images.
 Orientation maps are read in HSV black alone: of another coding, such as `_FOM_RGB`, the colours
-mean other directions.
+mean other directions. What this program predicted, `_predicted`, is no measurement: it is left
+alone.
 """
 
 from __future__ import annotations
@@ -22,20 +23,28 @@ from deformgan.errors import UserError
 
 _NAME = re.compile(
     r"(?P<section>[^_]+(?:_[^_]+)+?)"
-    r"_(?:(?P<map>FOM)(?:_HSV(?:_black)?|_predicted)?|N?(?P<other>Transmittance|Retardation))",
+    r"_(?:(?P<map>FOM)(?:_HSV(?:_black)?)?|(?P<other>N?(?:Transmittance|Retardation)))",
     re.IGNORECASE,
 )
 # A map in other colours; tiles may be called after a map, if not by letters alone.
-_CODED = re.compile(r".+_FOM_(?!HSV|predicted)[a-z]+(?:_[a-z]+)*(?:\..+)?", re.IGNORECASE)
+_CODED = re.compile(r".+_FOM_(?!HSV)[a-z]+(?:_[a-z]+)*(?:\..+)?", re.IGNORECASE)
+_PREDICTED = re.compile(r"_predicted(?:_spread)?(?:\.[a-z0-9]+)+$", re.IGNORECASE)
 _LOOKED = "looked for <brain>_<section>[_<region>]_FOM_HSV.h5, ..._NTransmittance.h5 or the like"
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A section's name `<brain>_<section>[_<region>]` and its file, or folder, of each modality."""
+    """A section and its images.
+
+    Attributes:
+      name: `<brain>_<section>[_<region>]`.
+      files: its file, or folder, of each modality; the normalised one where both are there.
+      passed_over: those that are not normalised, beside one that is.
+    """
 
     name: str
     files: Mapping[str, Path]
+    passed_over: tuple[Path, ...] = ()
 
     @property
     def brain(self) -> str:
@@ -75,16 +84,37 @@ def find(path: str, modality: str) -> tuple[list[Section], int]:
         raise UserError(f"data.path: cannot list {path}: {error.strerror}") from error
     by_name, others = _grouped(files, root if own is None else root.parent)
     if by_name:
-        return [Section(name, by_name[name]) for name in sorted(by_name)], others
+        return [_section(name, by_name[name]) for name in sorted(by_name)], others
     images = [f for f in files if f.suffix.lower() in STILLS + STACKS]
+    _check_names([root, *images])
     inside = [root.resolve().name, *(part for f in images for part in f.relative_to(root).parts)]
     if not images or root.is_file() or any(map(_CODED.fullmatch, inside)):
         raise UserError(f"data.path: no sections at {root} ({_LOOKED})")
     return [Section(root.resolve().name, {modality: root})], others - len(images)
 
 
+def _section(name: str, files: Mapping[str, Path]) -> Section:
+    raw = {kind: file for kind, file in files.items() if f"n{kind}" in files}
+    read = {kind.removeprefix("n"): file for kind, file in files.items() if kind not in raw}
+    return Section(name, read, tuple(raw.values()))
+
+
+def _check_names(files: Sequence[Path]) -> None:
+    """Raises `UserError` for what is no tile by its name."""
+    for file in files:
+        if _PREDICTED.search(file.name):
+            raise UserError(
+                f"data.path: {file} is predicted, not measured; keep predictions in a folder apart"
+            )
+        if file.suffix.lower() in STILLS and _NAME.fullmatch(file.stem):
+            raise UserError(
+                f"data.path: {file} is called like a section, but sections are read from HDF5, TIFF"
+                " or NIfTI alone; convert it to one of these"
+            )
+
+
 def _grouped(files: Sequence[Path], root: Path) -> tuple[dict[str, dict[str, Path]], int]:
-    """Files, or folders of tiles below `root`, by section and modality; the number of others."""
+    """Files, or folders of tiles below `root`, by section and kind; the number of others."""
     by_name: dict[str, dict[str, Path]] = collections.defaultdict(dict)
     others = 0
     for file in files:
@@ -97,18 +127,21 @@ def _grouped(files: Sequence[Path], root: Path) -> tuple[dict[str, dict[str, Pat
         if not entry or not meaning:
             others += 1
             continue
-        section, modality = meaning
-        first = by_name[section].setdefault(modality, entry)
+        section, kind = meaning
+        first = by_name[section].setdefault(kind, entry)
         if first != entry:
             raise UserError(
-                f"data.path: {section} has two files of {modality}, {first} and {entry};"
+                f"data.path: {section} has two files of {kind}, {first} and {entry};"
                 " keep one of them"
             )
     return by_name, others
 
 
 def _meaning(entry: Path) -> tuple[str, str] | None:
-    """The section and the modality that the name of a file or folder tells, if any."""
+    """The section and the kind that the name of a file or folder tells, if any.
+
+    A kind is a modality; before it stands an n where that is normalised: ntransmittance.
+    """
     name = entry.name
     if not entry.is_dir():
         suffix = next((s for s in HDF5 + TIFF + NIFTI if name.lower().endswith(s)), "")
@@ -155,11 +188,22 @@ def select(
             )
     if all(s in held_out for s in whole):
         raise UserError("data.held_out_sections: no other section is left to train on")
+    return whole, {s.name for s in held_out}, _left_out(asked, whole)
+
+
+def _left_out(asked: Sequence[Section], whole: Sequence[Section]) -> str:
     lacking = [s.name for s in asked if s not in whole]
-    remark = ""
+    raw = [file.name for s in whole for file in s.passed_over]
+    remarks = []
     if lacking:
-        remark = f"{len(lacking)} sections left out for lack of a modality, such as {lacking[0]}"
-    return whole, {s.name for s in held_out}, remark
+        remarks.append(
+            f"{len(lacking)} sections left out for lack of a modality, such as {lacking[0]}"
+        )
+    if raw:
+        remarks.append(
+            f"{len(raw)} files left alone for the normalised ones beside them, such as {raw[0]}"
+        )
+    return "; ".join(remarks)
 
 
 def _named(key: str, text: str, sections: Sequence[Section]) -> list[Section]:

@@ -11,12 +11,14 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from deformgan.data import folder, pairs, rasters
+from deformgan.data import aligned, folder, geometry, pairs, rasters
 from deformgan.data.rasters import HDF5, NIFTI, TIFF
 from deformgan.data.scaling import Depth
 from deformgan.errors import UserError
 
 KINDS = {"hdf5": HDF5, "tiff": TIFF, "nifti": NIFTI, "png": folder.STILLS}
+_UNFITTED = geometry.Fit((1.0, 1.0), (0, 0))
+_ALIKE = 0.1  # relative difference of proportions, which are known to a fitted pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Whole:
       shape: (rows, columns, channels).
       colour: whether three channels are a colour.
       rows: (first, after the last) -> `[h, W, C]` in the files' units.
+      remarks: what was made of the file for that, in words.
     """
 
     files: tuple[Path, ...]
@@ -38,6 +41,7 @@ class Whole:
     shape: tuple[int, int, int]
     colour: bool
     rows: Callable[[int, int], np.ndarray]
+    remarks: tuple[str, ...] = ()
 
 
 def kind_of(file: Path) -> str:
@@ -57,9 +61,13 @@ def open_whole(
     depth: Depth,
     *,
     level: int,
-    scale: tuple[float, float] = (1.0, 1.0),
+    fit: geometry.Fit = _UNFITTED,
 ) -> Whole:
     """Opens what a run of pairs is to translate.
+
+    A PNG or JPEG is made into what training made of its frames. Of a run of `data.source=aligned`,
+    one twice as wide as a frame, in proportion, is a pair: the half that is the input is taken. It
+    is resized as the frames were; with `data.mixed_sizes=fit`, to `data.size` by its own size.
 
     Args:
       files: of the modalities `data.inputs`, in their order; one file where inputs are no
@@ -67,12 +75,11 @@ def open_whole(
       data: the run's `data` block.
       depth: of the inputs that it was trained on.
       level: of the pyramid.
-      scale: (row, column) magnification of the frames it was trained on; a PNG or JPEG is resized
-        by it, and of other files only 1 is read.
+      fit: of the frames it was trained on.
 
     Raises:
       UserError: naming the file that is unreadable, or lacks the level, or differs from the run's
-        inputs in channels, depth or scale.
+        inputs in channels or depth, or would have to be cut or resized and is no PNG or JPEG.
     """
     by_modality = pairs.by_modality(data)
     names = pairs.modalities(data) if by_modality else [""] * len(files)
@@ -89,7 +96,7 @@ def open_whole(
             looked = ", ".join(suffix for ends in KINDS.values() for suffix in ends)
             fault = "does not exist" if not file.exists() else f"is none of {looked}"
             raise UserError(f"input: {file} {fault}; give an image")
-    parts = [_open(f, n, level, scale) for f, n in zip(files, names, strict=True)]
+    parts = [_open(f, n, level, data, fit) for f, n in zip(files, names, strict=True)]
     if not by_modality and len(files) == 1:
         parts = [_made_to_fit(parts[0], data)]
     for file, part in zip(files, parts, strict=True):
@@ -114,28 +121,75 @@ def open_whole(
     return dataclasses.replace(parts[0], files=tuple(files), shape=shape, rows=rows)
 
 
-def _open(file: Path, modality: str, level: int, scale: tuple[float, float]) -> Whole:
+def _open(
+    file: Path, modality: str, level: int, data: ml_collections.ConfigDict, fit: geometry.Fit
+) -> Whole:
     """One file; that of a modality must have its channels."""
+    remarks: tuple[str, ...] = ()
     if kind_of(file) == "png":
         if level:
             raise UserError(f"{file}: no level {level:02d}, it is no pyramid; set --level=0")
         image, colour = folder.load(file)
-        image = _resized(image[..., None] if image.ndim == 2 else image, scale)
+        image = image[..., None] if image.ndim == 2 else image
+        image, remarks = _as_trained(image, file, data, fit)
         shape, rows = image.shape, functools.partial(_cut, image)
     else:
+        shape, read = rasters.look_up(file, level)
+        if _is_pair(shape, data, fit):
+            raise UserError(
+                f"{file}: as wide as two images side by side; give the half that is the input, or"
+                " both as PNG (those are cut here)"
+            )
+        scale = _scale(shape, data, fit)
         if scale != (1.0, 1.0):
             raise UserError(
                 f"{file}: the run was trained on images resized by {scale[0]:.4g}; give it resized"
                 " likewise, or as PNG (those are resized here)"
             )
-        shape, read = rasters.look_up(file, level)
         rows, colour = functools.partial(_read, read, shape), shape[2] == 3
     if modality and shape[2] != rasters.CHANNELS[modality]:
         raise UserError(
             f"{file}: {shape[2]} channels, but {modality}, an input of the run, has"
             f" {rasters.CHANNELS[modality]}"
         )
-    return Whole((file,), kind_of(file), level, shape, colour, rows)
+    return Whole((file,), kind_of(file), level, shape, colour, rows, remarks)
+
+
+def _as_trained(
+    image: np.ndarray, file: Path, data: ml_collections.ConfigDict, fit: geometry.Fit
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The part of `[H, W, C]` that is the input, resized, and what is to be said of that."""
+    remarks = []
+    if _is_pair(image.shape, data, fit):
+        image, _ = aligned.parted(image, data, str(file))
+        side = "left" if data.direction == "AtoB" else "right"
+        remarks.append(f"its {side} half is taken, the input by data.direction={data.direction}")
+    elif data.source == "aligned":
+        remarks.append("taken for an input alone: it is not as wide as a pair side by side")
+    scale = _scale(image.shape, data, fit)
+    resized = _resized(image, scale)
+    if scale != (1.0, 1.0):
+        by = " x ".join(dict.fromkeys(f"{s:.2g}" for s in scale))
+        (h, w), (rows, columns) = image.shape[:2], resized.shape[:2]
+        remarks.append(f"resized by {by}, from {h}x{w} to {rows}x{columns}, as in training")
+    return resized, tuple(remarks)
+
+
+def _is_pair(shape: tuple[int, ...], data: ml_collections.ConfigDict, fit: geometry.Fit) -> bool:
+    """Whether a file holds two images side by side, each in proportion as those trained on."""
+    if data.source != "aligned" or shape[1] % 2:
+        return False
+    rows, columns = ((data.size - 2 * o) / s for o, s in zip(fit.offset, fit.scale, strict=True))
+    return bool(abs(shape[1] / shape[0] / (2 * columns / rows) - 1) < _ALIKE)
+
+
+def _scale(
+    shape: tuple[int, ...], data: ml_collections.ConfigDict, fit: geometry.Fit
+) -> tuple[float, float]:
+    """(row, column) magnification of an image of this shape, as training would fit it."""
+    if data.mixed_sizes == "fit" and not pairs.by_modality(data):
+        return geometry.fit_to(shape, data.size, data.aspect).scale
+    return fit.scale
 
 
 def _made_to_fit(image: Whole, data: ml_collections.ConfigDict) -> Whole:

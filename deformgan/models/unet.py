@@ -16,6 +16,7 @@ from deformgan.errors import UserError
 from deformgan.models import layers
 
 _WIDEST = 8  # channels of the deepest levels, in multiples of those of the first
+SMALL = 4  # pixels along the side of a bottleneck that still has the whole tile in view
 _DROPPED = 3  # levels on the way up, from the bottleneck, that dropout is the noise of
 
 
@@ -83,3 +84,9 @@ def depth_for(size: int, depth: int) -> int:
             " many as there are, or choose a size that is a multiple of a higher power of 2"
         )
     return depth or most
+
+
+def sizes_near(size: int) -> tuple[int, int]:
+    """The nearest sizes below and above `size`, 8 or more, that a U-Net halves to `SMALL`."""
+    good = [odd * 2**k for odd in (1, 3) for k in range(1, size.bit_length() + 1)]
+    return max(s for s in good if s < size), min(s for s in good if s > size)

@@ -13,8 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from deformgan import orientation
+from deformgan.data.pipeline import Dataset
 from deformgan.errors import UserError, choose
 from deformgan.objectives.contract import Samples, Say
 from deformgan.objectives.shown import Space
@@ -66,6 +68,16 @@ def tell_directions(space: Space, source: str, say: Say) -> None:
         say(
             f"colours of data.source={source} are taken for fibre directions; of ordinary colours"
             " set augment.oriented=False"
+        )
+
+
+def refuse_grey(space: Space, dataset: Dataset) -> None:
+    """Raises `UserError` if what is taken for fibre directions has no colour at all."""
+    if space.oriented and not any(np.ptp(image, axis=-1).any() for image in dataset.train):
+        raise UserError(
+            "augment.oriented: True, but the images to be made are grey, so their colours are no"
+            " directions; set augment.oriented=False and data.channels=1 (of pix2pix, see the"
+            " variant pairs)"
         )
 
 

@@ -27,7 +27,7 @@ from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models import layers, patchgan, unet
 from deformgan.objectives import shown
 from deformgan.objectives.adversarial import game, initial
-from deformgan.objectives.coding import Coding, coding, tell_directions
+from deformgan.objectives.coding import Coding, coding, refuse_grey, tell_directions
 from deformgan.objectives.contract import (
     Constants,
     Fit,
@@ -120,8 +120,11 @@ def create(config: ml_collections.ConfigDict) -> Objective:
     )
 
     def told(dataset: Dataset, say: Say) -> Fit:
+        refuse_grey(space, dataset)
         tell_directions(space, config.data.source, say)
-        return fit(dataset, say, nets, config.data.size)
+        found = fit(dataset, say, nets, config.data.size)
+        _tell_of_depth(nets.gen, config, say)
+        return found
 
     return Objective(
         fit=told,
@@ -195,6 +198,19 @@ def fit(dataset: Dataset, say: Say, nets: Networks, size: int) -> Fit:
         f" {nets.disc.strided} layers, each output sees {patch}x{patch} pixels of {size}x{size}"
     )
     return Fit({}, {})
+
+
+def _tell_of_depth(gen: unet.UNet, config: ml_collections.ConfigDict, say: Say) -> None:
+    """Warns of a U-Net that a size which 2 divides rarely leaves shallow."""
+    size = config.data.size
+    if not config.model.depth and size // 2**gen.depth > unet.SMALL:
+        low, high = unet.sizes_near(size)
+        say(
+            f"warning: data.size {size} allows a U-Net of depth {gen.depth} alone, in which nothing"
+            f" sees a whole tile; {low} and {high} are the nearest sizes that would do"
+        )
+    if gen.depth == 1 and gen.dropout:
+        say("warning: a U-Net of depth 1 has no dropout, so predictions do not vary")
 
 
 def monitor(samples: Samples, real: jax.Array, *, oriented: bool) -> Metrics:
