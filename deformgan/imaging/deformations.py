@@ -67,7 +67,7 @@ def distribution(gaussian: Gaussian, motion: Motion) -> Distribution:
     values = gaussian.draws.copy()
     values[:, angles] = _unrolled(values[:, angles])
     grid = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    root = _root(gaussian.covariance)
+    root = square_root(gaussian.covariance)
     root /= np.sqrt(np.sum(np.square(root), 1, keepdims=True))
     return Distribution(
         jnp.asarray(root[:, ::-1], jnp.float32),
@@ -75,8 +75,8 @@ def distribution(gaussian: Gaussian, motion: Motion) -> Distribution:
     )
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """R with R R^T = covariance, its columns by growing eigenvalue."""
+def square_root(covariance: np.ndarray) -> np.ndarray:
+    """R `[D, D]` with R R^T = covariance, its columns by growing eigenvalue."""
     scale = np.sqrt(np.diag(covariance))  # coordinates have different units
     values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
     return scale[:, None] * vectors * np.sqrt(np.maximum(values, 1e-8))[None]
@@ -109,6 +109,16 @@ def motions(distribution: Distribution, white: jax.Array, like: Motion) -> Motio
     return likelihood.unflatten(rows, like)
 
 
+def information(
+    atlas: Atlas, camera: Camera, motion: Motion, basis: np.ndarray, *, nodes: int
+) -> np.ndarray:
+    """`likelihood.information` `[N, K, K]` along `basis` `[D, K]`, as finely as it needs."""
+    reduce = max(_REDUCED.reduce, atlas.rest.shape[0] // _COUNTED)
+    return likelihood.information(
+        atlas, camera, motion, basis, nodes=nodes, phase=_REDUCED, reduce=reduce
+    )
+
+
 def fit(
     atlas: Atlas,
     camera: Camera,
@@ -132,23 +142,16 @@ def fit(
       seed: of the draws.
     """
     rng = np.random.default_rng(seed)
-    root = _root(covariance)
+    root = square_root(covariance)
     rows = np.concatenate([part.reshape(len(part), -1) for part in motion], 1).astype(np.float64)
     few = jax.tree.map(lambda x: x[rng.permutation(len(x))[:_PROBED]], motion)
-    counted = functools.partial(
-        likelihood.information,
-        atlas,
-        camera,
-        nodes=nodes,
-        phase=_REDUCED,
-        reduce=max(_REDUCED.reduce, atlas.rest.shape[0] // _COUNTED),
-    )
+    counted = functools.partial(information, atlas, camera, nodes=nodes)
     informed = np.linalg.eigh(counted(few, root).mean(0))[1][:, ::-1]
     basis = root @ informed
     known, free = basis[:, :_INFORMED], basis[:, _INFORMED:]
     total, draws = np.zeros((known.shape[1],) * 2), rows.copy()
-    for k, information in enumerate(counted(motion, known)):
-        inverse = np.linalg.inv(np.linalg.cholesky(np.eye(len(information)) + information))
+    for k, told in enumerate(counted(motion, known)):
+        inverse = np.linalg.inv(np.linalg.cholesky(np.eye(len(told)) + told))
         total += inverse.T @ inverse
         draws[k] += known @ (inverse.T @ rng.normal(size=known.shape[1]))
         draws[k] += free @ rng.normal(size=free.shape[1])

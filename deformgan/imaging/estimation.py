@@ -23,6 +23,7 @@ from deformgan.imaging import (
     likelihood,
     noise,
     padding,
+    parts,
     point_spread,
     reconstruction,
     registration,
@@ -103,20 +104,20 @@ def estimate(
     outlines = labelling.outlines(labels, settings.layers) if settings.layers else None
     say("noise: estimating from the images alone")
     area = padding.recorded(images)
-    if not area.whole:
-        (top, bottom), (left, right) = area.rows, area.columns
-        say(
-            f"noise: of rows {top} to {bottom - 1}, columns {left} to {right - 1}; the rest is even"
-        )
     found = noise.estimate(area.cut(images), step, seed)
     say(f"noise: {_in_words(found.kind, found.camera)}")
+    if found.kind != "none" and not area.whole:
+        (top, bottom), (left, right) = area.rows, area.columns
+        say(f"noise: in rows {top} to {bottom - 1}, columns {left} to {right - 1} alone")
     camera, background = found.camera, found.background
     some = np.random.default_rng(seed).permutation(len(images))[: settings.subset]
     say(f"template: registering {len(some)} of {len(images)} images to each other")
     fitted = template.build(images[some], source, background, camera, settings, outlines, say)
     atlas = superposition.chosen(images[some], fitted, camera, settings)
     say(f"template: layers {'add up' if atlas.additive else 'hide each other'} where they overlap")
-    fitted = fitted._replace(atlas=atlas)
+    settings, fitted = parts.chosen(images[some], fitted._replace(atlas=atlas), camera, settings)
+    say(f"template: motions {parts.in_words(settings)}")
+    atlas = fitted.atlas
     focus = functools.partial(point_spread.focused, camera=camera, settings=settings, seed=seed)
     atlas = focus(images[some], fitted, search=point_spread.ROUGH)
     say(f"registering all {len(images)} images, and the source")
@@ -249,9 +250,7 @@ def learn(
     """
     atlas, motion = fitted
     camera = likelihood.forgiving(camera, misfit(images, fitted, camera, settings.nodes))
-    covariance = registration.smooth_covariance(
-        settings.shape, len(atlas.centres), pose_spread=template.POSE_SPREAD
-    )
+    covariance = template.start_covariance(settings, len(atlas.centres))
     for number in range(_EM_ROUNDS):
         last = number == _EM_ROUNDS - 1
         count = len(images) - 1 if last else min(len(images) - 1, _EM_IMAGES)

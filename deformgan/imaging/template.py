@@ -31,6 +31,7 @@ _ROUNDS: tuple[tuple[Phase, ...], ...] = (
     (Phase(2, 0.0, 3),),
     (Phase(2, 0.0, 2), Phase(1, 0.0, 2)),
 )
+_HARDLY = 1e-4  # of its prior's spread: what is left of a part that is left out
 _SEARCHED = 2  # the first rounds in which somata are looked for
 _FROM_SCRATCH: tuple[Phase, ...] = (
     Phase(4, 1.0, 5),
@@ -38,7 +39,7 @@ _FROM_SCRATCH: tuple[Phase, ...] = (
     Phase(2, 0.0, 3),
     Phase(1, 0.0, 3),
 )
-_AGAIN: tuple[Phase, ...] = (Phase(2, 0.0, 2), Phase(1, 0.0, 3))
+AGAIN: tuple[Phase, ...] = (Phase(2, 0.0, 2), Phase(1, 0.0, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Settings:
       subset: images that the template is built from.
       images: of which motions are learned, at most.
       layers: labels of the source's structures that move on their own; empty to find them.
+      still: parts of a motion, by name, that the images do not need (parts.py).
     """
 
     shape: Shape
@@ -58,6 +60,7 @@ class Settings:
     subset: int
     images: int
     layers: tuple[int, ...] = ()
+    still: tuple[str, ...] = ()
 
     @property
     def nodes(self) -> int:
@@ -191,7 +194,7 @@ def fit_all(
     atlas = reconstruction.re_estimated(images, Fitted(atlas, motion), camera, nodes, steps=8)
     atlas = reconstruction.in_the_middle(Fitted(atlas, motion), nodes)
     prior, tolerant = start_prior(settings, len(atlas.centres)), likelihood.forgiving(camera)
-    motion = registration.register(images, atlas, tolerant, prior, motion, _AGAIN, nodes=nodes)
+    motion = registration.register(images, atlas, tolerant, prior, motion, AGAIN, nodes=nodes)
     return Fitted(atlas, motion)
 
 
@@ -237,8 +240,17 @@ def begin(
 
 def start_prior(settings: Settings, somata: int) -> registration.Prior:
     """The prior before any motion has been seen."""
-    covariance = registration.smooth_covariance(settings.shape, somata, pose_spread=POSE_SPREAD)
+    covariance = start_covariance(settings, somata)
     return registration.prior_of(np.zeros(len(covariance)), covariance)
+
+
+def start_covariance(settings: Settings, somata: int) -> np.ndarray:
+    """Its covariance `[D, D]`; parts that are left out hardly vary."""
+    covariance = registration.smooth_covariance(settings.shape, somata, pose_spread=POSE_SPREAD)
+    like, scale = still(settings.shape, somata, 1), np.ones(len(covariance))
+    names = np.repeat(like._fields, [part.size for part in like])
+    scale[np.isin(names, settings.still)] = _HARDLY
+    return covariance * np.outer(scale, scale)
 
 
 def nowhere(settings: Settings, atlas: Atlas, count: int) -> Motion:

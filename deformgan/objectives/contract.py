@@ -34,7 +34,8 @@ class Inputs(NamedTuple):
       constants: what `fit` returned.
       keys: PRNG keys `[b]`, one an example of the global batch.
       step: of training, scalar.
-      replay: generator parameters -> the images made for both players; None if each makes its own.
+      replay: the images made for both players, with their gradient, as a function of the
+        generator's parameters, to be called at those of `variables`; None if each makes its own.
     """
 
     variables: Pair[Variables]
