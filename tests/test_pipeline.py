@@ -124,6 +124,14 @@ def test_with_enough_recordings_whole_ones_are_held_out():
     assert len(held_out) == 2 and not held_out & kept
 
 
+@pytest.mark.parametrize("count", [5, 6, 7])
+def test_of_few_recordings_two_are_held_out_to_be_judged_by(count):
+    recordings = [f"worm{i // 10}" for i in range(10 * count)]
+    moments = range(len(recordings))
+    split, _ = splits.assign(recordings, moments, validation=0.1, test=0.2, seed=0)
+    assert split.count("test") == 20
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_few_frames_leave_something_to_train_on(count):
     split, _ = splits.assign(["r"] * count, range(count), validation=0.1, test=0.2, seed=0)

@@ -43,8 +43,8 @@ def assign(
       recordings: the recording of each frame, frames in time order.
       moments: equal for frames of the same moment, which stay together.
       validation: share of the blocks for validation, rounded; may come to none.
-      test: share of the blocks for the test; if it is not 0 at least two blocks of four or more,
-        with fewer of which nothing can be judged, and one of two or three.
+      test: share of the blocks for the test; if it is not 0, at least one block of two, and two of
+        five or more: with fewer nothing can be judged.
       seed: of the permutation of blocks.
 
     Returns:
@@ -52,7 +52,7 @@ def assign(
     """
     block = blocks(recordings, moments)
     count = max(block) + 1
-    n_test = min(count - 1, max(2 if count >= 4 else 1, round(test * count))) if test else 0
+    n_test = min(count - 1, max(2 if count >= 5 else 1, round(test * count))) if test else 0
     n_validation = min(count - 1 - n_test, round(validation * count))
     order = np.random.default_rng(seed).permutation(count)
     split = np.full(count, "train", object)
