@@ -13,7 +13,7 @@ SETTINGS = Settings(SHAPE, somata=2, subset=10, images=10)
 
 
 @pytest.mark.parametrize("moved", [("pose",), ("pose", "shared", "gain", "soma_gain")])
-def test_what_the_images_do_not_need_is_left_out(moved):
+def test_what_the_images_do_not_need_is_left_out(moved, monkeypatch):
     """Registered with everything: images that somata alone make, and others."""
     atlas, truth = builders_atlas.atlas(blur=1.0), builders_atlas.motions(0, batch=10)
     still = {name: 0 * part for name, part in truth._asdict().items() if name not in moved}
@@ -22,6 +22,7 @@ def test_what_the_images_do_not_need_is_left_out(moved):
     images = np.clip(clean + np.random.default_rng(0).normal(0, 0.02, clean.shape), 0, 1)
     start = Motion(*(np.array(part) for part in truth))
     camera = Camera.create(read=0.02, step=1 / 255)
+    monkeypatch.setattr(parts, "PARTS", (("shared",),))
     settings, fitted = parts.chosen(images, Fitted(atlas, start), camera, SETTINGS)
     assert ("shared" in settings.still) == ("shared" not in moved)
     for name in settings.still:

@@ -23,7 +23,7 @@ from deformgan.imaging.atlas import Atlas, Fitted, Motion, render
 from deformgan.imaging.template import Settings
 
 PARTS = (("shared",), ("own",), ("gain", "soma_gain"))
-_IMAGES = 40  # that have a say
+_IMAGES = 30  # that have a say
 _PROBED = 5  # of them, on which parameters are counted
 _STEPS = 8  # of reconstruction
 
