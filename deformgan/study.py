@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import fnmatch
 import json
 import os
-import platform
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from deformgan import evaluate, results, study_page, superpose, train
+from deformgan import evaluate, locks, results, study_page, superpose, train
 from deformgan.errors import RunError, UserError
 from deformgan.log import say
 from deformgan.page import Pictures
@@ -171,7 +168,7 @@ def _attempt(config: ConfigDict, path: str, jobs: list[Job], job: Job, began: fl
 
     if idle():
         return False
-    with _claim(job.lock) as mine:
+    with locks.claim(job.lock) as mine:
         if not mine or idle():
             return False
         say(f"\n{job.name}, seed {job.seed}")
@@ -235,39 +232,6 @@ def _failed_since(job: Job, began: float) -> bool:
     return job.result().get("status") == "failed" and file.stat().st_mtime >= began
 
 
-@contextlib.contextmanager
-def _claim(file: Path) -> Iterator[bool]:
-    """Whether this process may run what the lock stands for; true in one process at a time."""
-    with file.open("a+") as stream:
-        if not _locked(stream, fcntl.LOCK_EX, tries=5):  # `_holder` holds it for a moment
-            yield False
-            return
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {platform.node()}")
-        stream.flush()
-        yield True
-        stream.truncate(0)
-
-
-def _holder(file: Path) -> str:
-    """The process that holds a lock, in words, or ''; what a dead one left is no lock."""
-    if not file.exists():
-        return ""
-    with file.open() as stream:
-        free = _locked(stream, fcntl.LOCK_SH, tries=1)
-        return "" if free else stream.read() or "another process"
-
-
-def _locked(stream: TextIO, kind: int, *, tries: int) -> bool:
-    for left in reversed(range(tries)):
-        try:
-            fcntl.flock(stream, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.1 * bool(left))
-    return False
-
-
 def _summarise(config: ConfigDict, path: str, jobs: list[Job]) -> list[results.Entry]:
     """Writes `results.json`, `results.csv` and `study.html` from what lies in the folders.
 
@@ -297,7 +261,7 @@ def _entry(job: Job, jobs: list[Job]) -> results.Entry:
         status, reason = "not run", f"{job.folder} was run with other settings; set them back"
     elif status in ("not run", "interrupted"):
         reason = _missing(job, jobs)
-        if holder := _holder(job.lock):
+        if holder := locks.holder(job.lock):
             status, reason = "running", f"by {holder}"
     known = {"row": job.name, "method": job.row.method, "seed": job.seed}
     data = job.config.data  # simulated images are judged by fresh ones, others by a share of them

@@ -41,6 +41,11 @@ def run(config: ml_collections.ConfigDict, path: str) -> None:
     hush_writers()
     check(config)
     workdir = Workdir(path, create=True)
+    with workdir.claim():
+        _run(config, workdir)
+
+
+def _run(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
     objective = resolve("objective", "deformgan.objectives", config.objective, "create").create(
         config
     )

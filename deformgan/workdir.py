@@ -20,7 +20,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from deformgan import parallel
+from deformgan import locks, parallel
 from deformgan.errors import UserError
 
 # Settings that do not change what is computed, only how far, how fast and what is written of it.
@@ -62,6 +62,25 @@ class Workdir:
                 f"workdir: cannot write to {path} ({error.strerror or error}); choose another with"
                 " --workdir=DIR"
             ) from error
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Keeps other processes from training here; of the processes of one run, the main one does.
+
+        Raises:
+          UserError: if another process does. Not for a bucket, which has no locks.
+        """
+        if self._remote or not parallel.is_main():
+            yield
+            return
+        file = self.local / ".lock"
+        with locks.claim(file) as mine:
+            if not mine:
+                raise UserError(
+                    f"workdir: {self.root} is being trained in by {locks.holder(file)}; wait until"
+                    " it ends, or choose another --workdir=DIR"
+                )
+            yield
 
     @property
     def checkpoints(self) -> epath.Path:

@@ -24,7 +24,7 @@ FLOORS = [
     {"report", "page", "gallery", "study_page", "results", "export", "log", "verdict"},
     {"drawing"},
     {"step"},
-    {"workdir", "parallel", "checkpoint", "optim"},
+    {"workdir", "parallel", "checkpoint", "optim", "locks"},
     {"objectives"},
     {"imaging"},
     {"data"},

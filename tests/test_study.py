@@ -13,7 +13,7 @@ import pytest
 from builders import smoke
 
 from configs import study as table
-from deformgan import evaluate, results, study, superpose, train
+from deformgan import evaluate, locks, results, study, superpose, train
 from deformgan.data import pipeline, simulated
 from deformgan.errors import UserError
 from deformgan.objectives import deform
@@ -159,7 +159,7 @@ def test_a_row_that_another_process_runs_is_left_to_it(tmp_path):
         other.kill()
         other.wait()
         other.stdout.close()
-    with study._claim(lock) as mine:  # what a killed process held is free
+    with locks.claim(lock) as mine:  # what a killed process held is free
         assert mine
 
 

@@ -312,3 +312,13 @@ def test_a_bucket_is_written_through_a_local_folder(tmp_path, monkeypatch):
     again = Workdir("gs://bucket/run", create=False)
     assert again.config().to_dict() == {"a": 1}
     shutil.rmtree(again.local)
+
+
+def test_two_runs_do_not_train_in_one_folder(tmp_path):
+    one, other = (Workdir(str(tmp_path), create=True) for _ in range(2))
+    with one.claim():
+        message = rf"is being trained in by process {os.getpid()} on .*; wait until it ends"
+        with pytest.raises(UserError, match=message), other.claim():
+            pass
+    with other.claim():
+        assert (tmp_path / ".lock").read_text().startswith("process")
