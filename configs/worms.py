@@ -50,6 +50,7 @@ def get_config(variants=""):
     config.augment.translation = 0.03
     config.train.batch_size = 32
     config.train.steps = 0
+    config.data.count = 360  # simulated images, 252 to train on, so that a first run takes minutes
     config.evaluate.tests = ("statistics", "cnn", "shape")
     return base.apply_variants(config, variants, {"reported": reported, "smoke": smoke})
 
@@ -57,6 +58,7 @@ def get_config(variants=""):
 def reported(config):
     """The report's networks, loss and optimiser."""
     config.objective = "deform"
+    config.data.count = 600
     config.model.disc_widths = (4, 8, 16, 32, 64)
     config.model.disc_batch_norm = True
     config.model.minibatch_stddev = False
