@@ -1,6 +1,6 @@
 """Translates a synthetic transmittance section, and tells how much memory and time that takes.
 
-    python benchmarks/translate_section.py [--side=8000] [--tile=64] [--filters=16] [--overlap=0.67]
+    python benchmarks/translate_section.py [--side=8000] [--tile=64] [--filters=16] [--overlap=0.75]
 
 The section is an HDF5 pyramid in a temporary folder, drawn band by band; the U-Net is untrained, so
 that what it predicts means nothing. Peak memory is that of the whole process, compilation included,
@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--tile", type=int, default=64)
     parser.add_argument("--filters", type=int, default=16)
     parser.add_argument("--passes", type=int, default=1)
-    parser.add_argument("--overlap", type=float, default=0.67)
+    parser.add_argument("--overlap", type=float, default=0.75)
     arguments = parser.parse_args()
     data = base.get_config().data
     data.source, data.pairs = "pyramid", True

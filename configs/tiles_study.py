@@ -5,7 +5,8 @@
 Rows named `<set>_<method>` see the same number of images; `<set>_<method>_long` train the DCGANs
 for about as long as StyleGAN2 takes for that number, on the machine they were tuned on (the table
 gives the seconds of each row). Networks have widths for a CPU (`small`). Sets: simulated tiles,
-judged by fresh ones; the vervet section, by its held-out rows; and simulated tiles of 128 pixels.
+judged by fresh ones; the vervet section, by its held-out rows; and, for the default, simulated tiles
+of 128 pixels, with one more layer.
 Everything else is as in configs/study.py. Variant smoke: two rows at 32x32, seconds each.
 """
 
@@ -27,6 +28,7 @@ LONGER = 2  # times as many images in the time that StyleGAN2 takes
 STEPS = 2000  # of 16 images
 VERVET = {"source": "pyramid", "path": "pli/vervet", "tiles": 2000}
 SETS = {"simulated": {}, "vervet": VERVET}
+DEEPER = {"gen_widths": (128, 64, 32, 16, 8), "disc_widths": (8, 16, 32, 64, 128)}  # for 128 pixels
 
 
 def get_config(variants=""):
@@ -44,14 +46,15 @@ def get_config(variants=""):
     }
     rows = [_row(kind, name) for kind in SETS for name in METHODS]
     rows += [_row(kind, name, longer=LONGER) for kind in SETS for name in SHORT]
-    rows.append(_row("simulated", "stylegan2", size=128))
+    rows.append(_row("simulated", "default", size=128, model=DEEPER))
     study.keep_rows(config, rows)
     return base.apply_variants(config, variants, {"smoke": smoke})
 
 
-def _row(kind, method, *, longer=1, size=64):
+def _row(kind, method, *, longer=1, size=64, model=None):
     """A method on a set."""
     changes = {"data": SETS[kind] | {"size": size}, "train": {"steps": STEPS * longer}}
+    changes["model"] = model or {}
     name = f"{kind}_{method}" + "_long" * (longer > 1) + f"_{size}" * (size != 64)
     report = (-1.0, True, "mode collapse") if method == "collapse" else study.NOTHING
     return study.row(name, method, changes, report)

@@ -41,7 +41,7 @@ TRANSLATE = {
         " pair side by side.",
     ),
     "passes": flags.DEFINE_integer("passes", 1, "sample --input: passes, that differ by dropout."),
-    "overlap": flags.DEFINE_float("overlap", 0.67, "sample --input: of tiles, a share of theirs."),
+    "overlap": flags.DEFINE_float("overlap", 0.75, "sample --input: of tiles, a share of theirs."),
     "level": flags.DEFINE_integer("level", -1, "sample --input: of the pyramid; -1 as trained."),
 }
 STEP = flags.DEFINE_string("step", "newest", "sample, evaluate: checkpoint: newest, best, number.")
