@@ -5,8 +5,8 @@
 Rows named `<set>_<method>` see the same number of images; `<set>_<method>_long` train the DCGANs
 for about as long as StyleGAN2 takes for that number, on the machine they were tuned on (the table
 gives the seconds of each row). Networks have widths for a CPU (`small`). Sets: simulated tiles,
-judged by fresh ones; the vervet section, by its held-out rows; and, for the default, simulated tiles
-of 128 pixels, with one more layer.
+judged by fresh ones; the vervet section, by its held-out rows; and, for the default, simulated
+tiles of 128 pixels, with one more layer.
 Everything else is as in configs/study.py. Variant smoke: two rows at 32x32, seconds each.
 """
 
