@@ -68,6 +68,7 @@ BASELINES = {"mean": ("mean_colour", "mean_orientation"), "nearest": ("nearest_t
 PLAIN = {  # what the reference has not
     "objective": "pix2pix",
     "model.dtype": "float32",
+    "model.upsampling": "transposed",
     **dict.fromkeys(("loss.label_smoothing", "loss.ssim", "loss.feature_matching"), 0),
     **dict.fromkeys(("loss.r1", "loss.r2"), 0),
     **{f"augment.{n}": 0 for n in ("translation", "cutout", "brightness", "saturation")},

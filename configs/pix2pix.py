@@ -48,6 +48,7 @@ def get_config(variants=""):
         "gen_filters": 32,  # channels after the first halving (ngf), up to 8 times that
         "dropout": 0.5,  # the generator's noise: share of features left out near the bottleneck
         "test_dropout": True,  # whether predictions have it too, and so differ by their seed
+        "upsampling": "resize",  # or transposed, as in the report, which leaves a checkerboard
         "norm": "batch",  # or instance
         "disc_layers": 2,  # of the PatchGAN: 0 to 5 see 1, 16, 34, 70, 142, 286 pixels
         "disc_filters": 32,
@@ -86,6 +87,7 @@ def get_config(variants=""):
 def reported(config):
     """The report's Pix2Pix with its remedies: a smaller discriminator, and dropout in it."""
     config.model.space = "rgb"
+    config.model.upsampling = "transposed"
     config.model.disc_layers = 2
     config.model.disc_filters = 16
     config.model.disc_dropout = 0.3
@@ -115,6 +117,7 @@ def facades(config):
     pairs(config)
     config.data.source = "aligned"
     config.data.direction = "BtoA"
+    config.model.upsampling = "transposed"
     config.model.gen_filters = 64
     config.model.disc_layers = 3
     config.model.disc_filters = 64

@@ -37,7 +37,8 @@ def get_config(variants=""):
         "name": "dcgan",  # or stylegan2
         "space": "rgb",  # what the networks see: rgb, or orientation (deformgan/orientation.py)
         "latent": 128,
-        "gen_widths": (128, 64, 32, 16),  # of the DCGAN, as the next six
+        "gen_widths": (128, 64, 32, 16),  # of the DCGAN, as the next seven
+        "upsampling": "resize",  # or transposed, as in the report, which leaves a checkerboard
         "disc_widths": (16, 32, 64, 128),
         "disc_batch_norm": False,
         "minibatch_stddev": True,  # shows D how much the images of a batch differ
@@ -89,6 +90,7 @@ def reported(config):
     config.model.name = "dcgan"
     config.model.latent = 100
     config.model.gen_widths = (256, 128, 64, 32)
+    config.model.upsampling = "transposed"
     config.model.disc_widths = (16, 32, 64)
     config.model.disc_batch_norm = True
     config.model.disc_dropout = 0.3

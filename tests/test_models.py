@@ -72,6 +72,29 @@ def test_transposed_forms_are_the_adjoint_of_the_strided_convolution(form, input
         np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_a_resize_convolution_is_nearest_neighbours_and_a_3x3_convolution():
+    x = jax.random.normal(KEY, (2, 5, 6, 3))
+    layer = layers.ResizeConv(4)
+    variables = layer.init(jax.random.key(1), x)
+    twice = jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+    wanted = lax.conv_general_dilated(
+        twice,
+        variables["params"]["kernel"].transpose(1, 2, 0, 3)[::-1, ::-1],
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=DIMENSIONS,
+    )
+    np.testing.assert_allclose(layer.apply(variables, x), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "even"), [("resize", True), ("transposed", False)])
+def test_only_a_resize_convolution_keeps_even_features_even(kind, even):
+    layer = layers.upsampling(kind, 4)
+    out, _ = layer.init_with_output(KEY, jnp.ones((1, 6, 6, 3)))
+    inside = out[0, 2:-2, 2:-2]
+    assert bool(jnp.all(jnp.ptp(inside, axis=(0, 1)) < 1e-6)) == even
+
+
 def convolution_weights(params):
     kernels = [p for path, p in jax.tree.leaves_with_path(params) if "kernel" in str(path)]
     return sum(k.size for k in kernels)

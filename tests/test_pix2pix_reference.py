@@ -18,6 +18,7 @@ recipe = pytest.importorskip(
 def tiny(variants="smoke"):
     config = pix2pix.get_config(variants)
     config.data.size = 16
+    config.model.upsampling = "transposed"
     return config
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -355,13 +356,14 @@ def test_stylegan2_can_follow_the_basic_gan():
 
 
 def test_ordinary_colours_are_told_that_they_are_taken_for_directions():
+    tiles = types.SimpleNamespace(train=np.eye(8).reshape(1, 8, 8, 1) * [1, 0, 0])
     for source, told in (("folder", True), ("tfds", True), ("pli", False), ("pyramid", False)):
         said = []
-        objectives.create(config("smoke", data__source=source)).fit(None, said.append)
+        objectives.create(config("smoke", data__source=source)).fit(tiles, said.append)
         assert ["set augment.oriented=False" in line for line in said] == [True] * told
     said = []
     plain = config("smoke", data__source="folder", augment__oriented=False)
-    objectives.create(plain).fit(None, said.append)
+    objectives.create(plain).fit(tiles, said.append)
     assert not said
 
 
@@ -369,3 +371,11 @@ def test_a_strong_discriminator_is_what_collapses():
     reported, collapse = (unconditional.get_config(v).model for v in ("reported", "collapse"))
     assert len(collapse.disc_widths) > len(reported.disc_widths)
     assert reported.disc_dropout > 0 == collapse.disc_dropout
+
+
+def test_grey_tiles_are_not_taken_for_directions():
+    grey = np.repeat(np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 1)), 3, -1)
+    tiles = types.SimpleNamespace(train=grey)
+    with pytest.raises(UserError, match=r"augment\.oriented: True, but the images .* are grey"):
+        objectives.create(config("smoke")).fit(tiles, print)
+    objectives.create(config("smoke", augment__oriented=False)).fit(tiles, print)

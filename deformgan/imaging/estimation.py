@@ -126,6 +126,7 @@ def estimate(
     say(f"pixels: {subsampling.in_words(fitted.atlas.cells)}")
     fitted = fitted._replace(atlas=focus(images, fitted, search=point_spread.FINE))
     atlas = reconstruction.re_estimated(images, fitted, camera, settings.nodes, steps=_STEPS)
+    atlas = reconstruction.smoothed(atlas, camera, len(images))
     say(f"point spread: {float(atlas.blur) * images.shape[1]:.2f} pixels")
     fitted = fitted._replace(atlas=atlas)
     kind, camera, atlas = refitted(images, fitted, camera, found.kind, settings, seed)

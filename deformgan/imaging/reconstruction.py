@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from deformgan import camera as cameras
 from deformgan.camera import Camera
@@ -105,6 +105,35 @@ def _laplacian(layer: np.ndarray) -> np.ndarray:
     across = padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2]
     along = padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1]
     return across + along - 4 * layer
+
+
+def smoothed(atlas: Atlas, camera: Camera, count: int) -> Atlas:
+    """The layers without what errors of the motions ruffled.
+
+    `re_estimated` takes the errors of pixels for independent. Those that motions leave are as
+    coarse as the point spread, so as many pixels as that covers, 4πσ², tell no more than one. Of a
+    Wiener filter with the same prior this is what changes. Where images are deformed anew, what is
+    finer than the optics pass would become coarse enough to be seen.
+
+    Args:
+      atlas: by `re_estimated`.
+      camera: whose noise is independent, and what there is of it changes nothing.
+      count: images that the atlas was estimated from.
+    """
+    layers = np.concatenate([atlas.somata, atlas.rest[None]])
+    sigma = float(atlas.blur) * layers.shape[-1]
+    wave = np.pi * np.arange(layers.shape[-1]) / layers.shape[-1]  # radians a pixel
+    passed = np.exp(-np.square(wave * sigma))
+    told = count * passed[:, None] * passed[None]
+    bend = 2 - 2 * np.cos(wave)
+    stiff = np.square(bend[:, None] + bend[None]) / _BEND**2
+    middle = atlas.background + 0.5 * layers.max()
+    noise = float(cameras.variance(camera, jnp.float32(middle)))
+    alike = 1 + 4 * np.pi * sigma**2
+    kept = (told + stiff * (noise + _LEAST)) / (told + stiff * (noise + alike * _LEAST))
+    waves = fft.dctn(layers, axes=(1, 2), norm="ortho")  # of images whose borders are mirrors
+    out = jnp.asarray(np.maximum(fft.idctn(kept * waves, axes=(1, 2), norm="ortho"), 0))
+    return atlas._replace(somata=out[:-1], rest=out[-1])
 
 
 def in_the_middle(fitted: Fitted, nodes: int) -> Atlas:

@@ -20,11 +20,12 @@ from deformgan.models import layers
 class Generator(nn.Module):
     """`[B, Z]` latents to `[B, S, S, channels]` in [-1, 1], S = 4 * 2^len(widths).
 
-    Transposed convolutions, each but the last with batch norm and leaky ReLU; tanh at the end.
+    Layers that double the size, after batch norm and leaky ReLU; tanh at the end.
     """
 
     widths: tuple[int, ...]
     channels: int
+    upsampling: layers.Upsampling = "transposed"
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
@@ -34,7 +35,7 @@ class Generator(nn.Module):
         x = jnp.einsum("bz,zhwc->bhwc", z, kernel)
         for width in (*self.widths[1:], self.channels):
             x = layers.leaky_relu(layers.batch_norm(train)(x))
-            x = layers.TransposedConv(width)(x)
+            x = layers.upsampling(self.upsampling, width)(x)
         return jnp.tanh(x)
 
 

@@ -1,8 +1,8 @@
 """The U-Net of Pix2Pix (Isola et al. 2017, appendix 6.1): from one image to another of its size.
 
-Strided convolutions down to the bottleneck and transposed ones back up, each level up also seeing
-the features of its own size on the way down. It is fully convolutional: what is made for tiles of
-one size takes any whose sides are multiples of 2^depth.
+Strided convolutions down to the bottleneck and layers that double the size back up, each level up
+also seeing the features of its own size on the way down. It is fully convolutional: what is made
+for tiles of one size takes any whose sides are multiples of 2^depth.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class UNet(nn.Module):
       depth: how often the size is halved, 1 or more.
       norm: one of `layers.NORMS`.
       dropout: share of features left out next to the bottleneck, where keys are given.
+      upsampling: one of `layers.UPSAMPLINGS`; the paper's is transposed.
       dtype: of the convolutions; parameters, normalisation and output are float32.
     """
 
@@ -40,6 +41,7 @@ class UNet(nn.Module):
     depth: int = 6
     norm: layers.Norm = "batch"
     dropout: float = 0.5
+    upsampling: layers.Upsampling = "transposed"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -57,12 +59,12 @@ class UNet(nn.Module):
             if keys is not None and self.dropout and self.depth - 2 - level < _DROPPED:
                 x = layers.dropout(x, keys, level, self.dropout)
             x = jnp.concatenate([x, skipped[level].astype(x.dtype)], -1)
-        x = layers.TransposedConv(self.channels)(nn.relu(x).astype(self.dtype))
+        x = layers.upsampling(self.upsampling, self.channels)(nn.relu(x).astype(self.dtype))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         return jnp.tanh(x.astype(jnp.float32) + bias[None, None, None])
 
     def _up(self, x: jax.Array, width: int, train: bool) -> jax.Array:
-        x = layers.TransposedConv(width)(nn.relu(x).astype(self.dtype))
+        x = layers.upsampling(self.upsampling, width)(nn.relu(x).astype(self.dtype))
         return layers.normed(x, self.norm, train)
 
     def _width(self, level: int) -> int:

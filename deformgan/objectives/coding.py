@@ -62,22 +62,24 @@ def coding(config: ml_collections.ConfigDict) -> Coding:
     return Coding(space, channels, encode, show)
 
 
-def tell_directions(space: Space, source: str, say: Say) -> None:
-    """Says that colours are taken for fibre directions where a source may hold ordinary ones."""
-    if space.oriented and source not in _ORIENTED:
-        say(
-            f"colours of data.source={source} are taken for fibre directions; of ordinary colours"
-            " set augment.oriented=False"
-        )
+def check_directions(space: Space, dataset: Dataset, source: str, say: Say) -> None:
+    """Says that colours are taken for fibre directions where a source may hold ordinary ones.
 
-
-def refuse_grey(space: Space, dataset: Dataset) -> None:
-    """Raises `UserError` if what is taken for fibre directions has no colour at all."""
-    if space.oriented and not any(np.ptp(image, axis=-1).any() for image in dataset.train):
+    Raises:
+      UserError: if there is no colour at all.
+    """
+    if not space.oriented:
+        return
+    if not any(np.ptp(image, axis=-1).any() for image in dataset.train):
         raise UserError(
             "augment.oriented: True, but the images to be made are grey, so their colours are no"
             " directions; set augment.oriented=False and data.channels=1 (of pix2pix, see the"
             " variant pairs)"
+        )
+    if source not in _ORIENTED:
+        say(
+            f"colours of data.source={source} are taken for fibre directions; of ordinary colours"
+            " set augment.oriented=False"
         )
 
 

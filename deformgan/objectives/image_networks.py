@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from deformgan import losses
 from deformgan.errors import UserError, choose
-from deformgan.models import dcgan, stylegan2
+from deformgan.models import dcgan, layers, stylegan2
 from deformgan.models.styles import latents
 from deformgan.objectives.adversarial import discriminator
 from deformgan.objectives.contract import Generate, Generated, Inputs, Params
@@ -70,7 +70,8 @@ def _dcgan(config: ml_collections.ConfigDict, channels: int) -> Networks:
     dcgan.check_widths("model.gen_widths", tuple(model.gen_widths), config.data.size)
     if config.loss.path_length:
         raise UserError("loss.path_length: a DCGAN has no styles; set it to 0")
-    generator = dcgan.Generator(widths=tuple(model.gen_widths), channels=channels)
+    choose("model.upsampling", model.upsampling, layers.UPSAMPLINGS)
+    generator = dcgan.Generator(tuple(model.gen_widths), channels, model.upsampling)
 
     def make(variables: Variables, keys: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
         z = latents(keys, model.latent)

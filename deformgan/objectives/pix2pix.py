@@ -27,7 +27,7 @@ from deformgan.metrics.diversity import diversity_ratio
 from deformgan.models import layers, patchgan, unet
 from deformgan.objectives import shown
 from deformgan.objectives.adversarial import game, initial
-from deformgan.objectives.coding import Coding, coding, refuse_grey, tell_directions
+from deformgan.objectives.coding import Coding, check_directions, coding
 from deformgan.objectives.contract import (
     Constants,
     Fit,
@@ -120,8 +120,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
     )
 
     def told(dataset: Dataset, say: Say) -> Fit:
-        refuse_grey(space, dataset)
-        tell_directions(space, config.data.source, say)
+        check_directions(space, dataset, config.data.source, say)
         found = fit(dataset, say, nets, config.data.size)
         _tell_of_depth(nets.gen, config, say)
         return found
@@ -147,6 +146,7 @@ def networks(config: ml_collections.ConfigDict, channels: int) -> Networks:
     """
     model, size = config.model, config.data.size
     choose("model.norm", model.norm, layers.NORMS)
+    choose("model.upsampling", model.upsampling, layers.UPSAMPLINGS)
     choose("model.dtype", model.dtype, DTYPES)
     patchgan.check("model.disc_layers", model.disc_layers, size)
     if min(model.gen_filters, model.disc_filters) < 1:
@@ -157,7 +157,14 @@ def networks(config: ml_collections.ConfigDict, channels: int) -> Networks:
     common = {"norm": model.norm, "dtype": jnp.dtype(model.dtype)}
     depth = unet.depth_for(size, model.depth)
     return Networks(
-        gen=unet.UNet(channels, model.gen_filters, depth, dropout=model.dropout, **common),
+        gen=unet.UNet(
+            channels,
+            model.gen_filters,
+            depth,
+            dropout=model.dropout,
+            upsampling=model.upsampling,
+            **common,
+        ),
         disc=patchgan.PatchGAN(
             model.disc_layers,
             model.disc_filters,

@@ -17,7 +17,7 @@ from deformgan.data.pipeline import Dataset
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.objectives import shown
 from deformgan.objectives.adversarial import game, initial
-from deformgan.objectives.coding import coding, tell_directions
+from deformgan.objectives.coding import check_directions, coding
 from deformgan.objectives.contract import (
     Aux,
     Constants,
@@ -86,7 +86,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
 
 def fit(dataset: Dataset, say: Say, space: Space, source: str) -> Fit:
     """Nothing is estimated; tells if colours of a source are taken for directions unasked."""
-    tell_directions(space, source, say)
+    check_directions(space, dataset, source, say)
     return Fit({}, {})
 
 
