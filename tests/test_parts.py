@@ -22,14 +22,15 @@ def test_what_the_images_do_not_need_is_left_out(moved, monkeypatch):
     images = np.clip(clean + np.random.default_rng(0).normal(0, 0.02, clean.shape), 0, 1)
     start = Motion(*(np.array(part) for part in truth))
     camera = Camera.create(read=0.02, step=1 / 255)
-    monkeypatch.setattr(parts, "PARTS", (("shared",),))
+    monkeypatch.setattr(parts, "PARTS", {("shared",): "a field"})
     settings, fitted = parts.chosen(images, Fitted(atlas, start), camera, SETTINGS)
     assert ("shared" in settings.still) == ("shared" not in moved)
     for name in settings.still:
         assert np.abs(getattr(fitted.motion, name)).max() < 1e-3
     seen = np.asarray(render(fitted.atlas, jax.tree.map(np.asarray, fitted.motion), SHAPE.grid))
     assert np.sqrt(np.mean(np.square(seen - clean))) < 0.015
-    assert parts.in_words(SETTINGS) == "need every part"
+    told = "need every part" if "shared" in moved else "do without a field"
+    assert parts.in_words(settings) == told
 
 
 def test_a_prior_holds_still_what_is_left_out():

@@ -22,7 +22,11 @@ from deformgan.imaging import deformations, likelihood, reconstruction, registra
 from deformgan.imaging.atlas import Atlas, Fitted, Motion, render
 from deformgan.imaging.template import Settings
 
-PARTS = (("shared",), ("own",), ("gain", "soma_gain"))
+PARTS = {  # fields of a motion, and what they are
+    ("shared",): "a field of all layers",
+    ("own",): "a field of the rest's own",
+    ("gain", "soma_gain"): "changes of brightness",
+}
 _IMAGES = 30  # that have a say
 _PROBED = 5  # of them, on which parameters are counted
 _STEPS = 8  # of reconstruction
@@ -104,5 +108,6 @@ def _parameters(fitted: Fitted, camera: Camera, settings: Settings) -> float:
 
 
 def in_words(settings: Settings) -> str:
-    """Such as "without shared, own"."""
-    return f"without {', '.join(settings.still)}" if settings.still else "need every part"
+    """Such as "do without a field of all layers"."""
+    left_out = [words for part, words in PARTS.items() if set(part) <= set(settings.still)]
+    return f"do without {', '.join(left_out)}" if left_out else "need every part"

@@ -23,6 +23,7 @@ _FEWEST = 40  # that can tell
 _STEPS = 12  # of reconstruction
 _ADAPT: tuple[Phase, ...] = (Phase(2, 0.0, 3),)
 _CLEAR = 2.0  # standard errors by which adding must be better: layers that never meet do not tell
+_STRONG = 3.0  # and nats an image: 20 times as likely, strong evidence (Kass and Raftery 1995)
 
 
 def chosen(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings) -> Atlas:
@@ -62,7 +63,7 @@ def chosen(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Setting
         losses.append(np.concatenate([part for _, part in parts]))
         atlases.append(atlas)
     better = losses[0] - losses[1]
-    clear = better.mean() > _CLEAR * better.std(ddof=1) / np.sqrt(len(better))
+    clear = better.mean() > max(_CLEAR * better.std(ddof=1) / np.sqrt(len(better)), _STRONG)
     return atlases[1] if clear else fitted.atlas
 
 
@@ -74,4 +75,4 @@ def _losses(
     phase = _ADAPT[0]
     seen = likelihood.reduced(images, phase)
     each, _ = likelihood.negative_log_likelihood(render(at, motion, nodes), seen, camera, phase)
-    return jnp.mean(each, (1, 2))
+    return jnp.sum(each, (1, 2))
