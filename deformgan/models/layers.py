@@ -224,8 +224,8 @@ class ResizeConv(nn.Module):
     """Twice the size by nearest neighbours, then a 3x3 convolution without a bias.
 
     Each pixel is made from as much as its neighbours, so there is no checkerboard (Odena et al.
-    2016, distill.pub), and no dark frame, as borders are repeated outwards. It is a
-    `transposed_conv` whose kernel is the 3x3 one spread by a 2x2 box, and as fast.
+    2016, distill.pub), and no dark frame, as borders are repeated outwards. Computed as a
+    `transposed_conv` whose kernel is the 3x3 one spread by a 2x2 box.
     """
 
     features: int
