@@ -55,8 +55,8 @@ def cover(length: int, size: int, overlap: float) -> Cover:
     Args:
       length: of the axis, in pixels.
       size: of a tile, in pixels, even.
-      overlap: in [0, 0.9]. Of a real section by a U-Net of 1,000 steps, the ratio of `Seams` was 5.2
-        at 0, 1.13 at 1/2, 1.07 at 2/3 and 1.00 at 3/4.
+      overlap: in [0, 0.9]. Of a real section by a U-Net of 1,000 steps, the ratio of `Seams` was
+        5.2 at 0, 1.13 at 1/2, 1.07 at 2/3 and 1.00 at 3/4.
     """
     shared = round(size * overlap)
     shared += shared % 2 == 0 and 0 < shared < size - 1
