@@ -2,9 +2,11 @@
 
 What a soma's pose does, the field of all layers can do as well. Where poses suffice, each image
 shares its motion out between the two in its own way, that no distribution of either describes: the
-part that is not needed is left out. A part is needed if without it the images' likelihood falls by
-more than the part's parameters would raise it by chance, one each (Akaike 1974), of which only
-those count that images tell of (effective number: Spiegelhalter et al. 2002, eq. 9).
+part that is not needed is left out. A part is needed if without it the images' log likelihood falls
+by more than a quarter of the part's parameters, of which only those count that images tell of
+(effective number: Spiegelhalter et al. 2002, eq. 9). Chance alone raises it by half of them (Wilks
+1938), and Akaike's criterion asks for all, of one image; but a motion that each noisy image hardly
+tells can still be plain in the distribution of all, so only what gains next to nothing is left out.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ PARTS = {  # fields of a motion, and what they are
 _IMAGES = 30  # that have a say
 _PROBED = 5  # of them, on which parameters are counted
 _STEPS = 8  # of reconstruction
+_PRICE = 0.25  # nats that a parameter must gain
 
 
 def chosen(
@@ -56,7 +59,7 @@ def chosen(
         tried = _without(some, held, camera, fewer)
         new_loss = _loss(some, tried, tolerant, fewer)
         new_count = _parameters(tried, tolerant, fewer)
-        if new_loss - loss < count - new_count:
+        if new_loss - loss < _PRICE * (count - new_count):
             best, held, loss, count = fewer, tried, new_loss, new_count
     if best.still == settings.still:
         return settings, fitted
