@@ -60,7 +60,7 @@ def draw(file, side):
 
 def untrained(size, filters, passes):
     """Translates transmittance to orientation maps, with dropout if there are several passes."""
-    network = UNet(3, filters=filters, depth=depth_for(size, 0))
+    network = UNet(3, filters=filters, depth=depth_for(size, 0), upsampling="resize")
     variables = network.init(jax.random.key(0), jnp.zeros((1, size, size, 1)), train=False)
 
     def sample(variables, constants, keys, conditions):

@@ -53,8 +53,8 @@ def get_config(variants=""):
 
 def _row(kind, method, *, longer=1, size=64, model=None):
     """A method on a set."""
-    changes = {"data": SETS[kind] | {"size": size}, "train": {"steps": STEPS * longer}}
-    changes["model"] = model or {}
+    data, train = SETS[kind] | {"size": size}, {"steps": STEPS * longer}
+    changes = {"data": data, "train": train, "model": model or {}}
     name = f"{kind}_{method}" + "_long" * (longer > 1) + f"_{size}" * (size != 64)
     report = (-1.0, True, "mode collapse") if method == "collapse" else study.NOTHING
     return study.row(name, method, changes, report)
