@@ -92,7 +92,7 @@ def test_held_out_images_tell_whether_layers_add_up(additive):
     _, seen = images(atlas._replace(additive=jnp.float32(additive)), motion, camera)
     fitted = Fitted(atlas, jax.tree.map(np.asarray, motion))
     found = superposition.chosen(seen, fitted, camera, SETTINGS)
-    assert float(found.additive) == additive
+    assert float(found.atlas.additive) == additive
 
 
 def test_chunks_cover_every_image_once_and_share_their_size():

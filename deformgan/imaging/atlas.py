@@ -183,30 +183,44 @@ def _pose(atlas: Atlas, motion: Motion, soma: int) -> tuple[jax.Array, jax.Array
     return pose[:, :2], jnp.einsum("ji,bjk,kl,blm->bim", frame, shrink, frame, turn)
 
 
+def displacements(where: Coordinates) -> list[jax.Array]:
+    """What each layer's template is warped by, K + 1 of `[B, S, S, 2]` in pixels."""
+    size = where.rest.shape[1]
+    return [(places - grid(size)[None]) * size for places in (*where.somata, where.rest)]
+
+
 def layers(atlas: Atlas, motion: Motion, where: Coordinates) -> jax.Array:
     """Signal of each layer in each image, `[B, K + 1, S, S]`; the rest is the last."""
-    size = where.rest.shape[1]
-    out = []
-    for k, places in enumerate([*where.somata, where.rest]):
-        template = atlas.somata[k] if k < len(atlas.somata) else atlas.rest
-        displacement = (places - grid(size)[None]) * size
-        signal = warp(template[..., None], displacement, border="constant")[..., 0]
-        if k < len(atlas.somata):
-            log_gain = motion.soma_gain[:, k, None, None]
-        else:
-            matrix = splines.bspline_matrix(size, motion.gain.shape[1])
-            log_gain = splines.expand(matrix, motion.gain[..., None])[..., 0]
-        out.append(signal * jnp.exp(jnp.clip(log_gain, -_LOG_GAIN, _LOG_GAIN)))
-    return jnp.stack(out, 1)
+    templates = [*atlas.somata, atlas.rest]
+    read = [
+        warp(template[..., None], displacement, border="constant")[..., 0]
+        for template, displacement in zip(templates, displacements(where), strict=True)
+    ]
+    return jnp.stack(read, 1) * gains(motion, where.rest.shape[1])
+
+
+def gains(motion: Motion, size: int) -> jax.Array:
+    """Brightness of each layer in each image, `[B, K + 1, size, size]`; 1 as in the template."""
+    matrix = splines.bspline_matrix(size, motion.gain.shape[1])
+    rest = splines.expand(matrix, motion.gain[..., None])[..., 0]
+    somata = jnp.broadcast_to(
+        motion.soma_gain[..., None, None], (*motion.soma_gain.shape, size, size)
+    )
+    log_gain = jnp.concatenate([somata, rest[:, None]], 1)
+    return jnp.exp(jnp.clip(log_gain, -_LOG_GAIN, _LOG_GAIN))
+
+
+def composed(atlas: Atlas, lit: jax.Array) -> jax.Array:
+    """Noiseless images `[B, S, S]` in unit intensity of their `layers` `[B, K + 1, S, S]`."""
+    signal = jnp.where(atlas.additive > 0, jnp.sum(lit, axis=1), jnp.max(lit, axis=1))
+    spread = point_spread(signal[..., None], atlas.blur * lit.shape[-1])[..., 0]
+    return atlas.background + subsampling.stored(spread, atlas.cells)
 
 
 def render(atlas: Atlas, motion: Motion, nodes: int) -> jax.Array:
     """Noiseless images `[B, S, S]` in unit intensity, at the resolution of the atlas."""
-    size = atlas.rest.shape[0]
-    lit = layers(atlas, motion, coordinates(atlas, motion, size, nodes))
-    signal = jnp.where(atlas.additive > 0, jnp.sum(lit, axis=1), jnp.max(lit, axis=1))
-    spread = point_spread(signal[..., None], atlas.blur * size)[..., 0]
-    return atlas.background + subsampling.stored(spread, atlas.cells)
+    where = coordinates(atlas, motion, atlas.rest.shape[0], nodes)
+    return composed(atlas, layers(atlas, motion, where))
 
 
 def point_spread(images: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -113,16 +113,18 @@ def estimate(
     some = np.random.default_rng(seed).permutation(len(images))[: settings.subset]
     say(f"template: registering {len(some)} of {len(images)} images to each other")
     fitted = template.build(images[some], source, background, camera, settings, outlines, say)
-    atlas = superposition.chosen(images[some], fitted, camera, settings)
-    say(f"template: layers {'add up' if atlas.additive else 'hide each other'} where they overlap")
-    settings, fitted = parts.chosen(images[some], fitted._replace(atlas=atlas), camera, settings)
+    settings, fitted = parts.chosen(images[some], fitted, camera, settings)
     say(f"template: motions {parts.in_words(settings)}")
     atlas = fitted.atlas
     focus = functools.partial(point_spread.focused, camera=camera, settings=settings, seed=seed)
     atlas = focus(images[some], fitted, search=point_spread.ROUGH)
     say(f"registering all {len(images)} images, and the source")
     images = np.concatenate([images, source[None]])
-    fitted = _with_cells(images, template.fit_all(images, atlas, camera, settings, say), settings)
+    fitted = template.fit_all(images, atlas, camera, settings, say)
+    fitted = superposition.chosen(images, fitted, camera, settings)
+    way = "add up" if fitted.atlas.additive else "hide each other"
+    say(f"template: layers {way} where they overlap")
+    fitted = _with_cells(images, fitted, settings)
     say(f"pixels: {subsampling.in_words(fitted.atlas.cells)}")
     fitted = fitted._replace(atlas=focus(images, fitted, search=point_spread.FINE))
     atlas = reconstruction.re_estimated(images, fitted, camera, settings.nodes, steps=_STEPS)

@@ -20,13 +20,16 @@ from deformgan.imaging.atlas import (
     Atlas,
     Fitted,
     Motion,
+    composed,
     coordinates,
+    displacements,
+    gains,
     grid,
+    layers,
     posed_at,
-    render,
     unposed_at,
 )
-from deformgan.warp import warp_each
+from deformgan.warp import splat, warp_each
 
 MARGIN = 0.05  # of the side: how far a soma's layer reaches beyond its outline
 _FAINT = 0.002  # of the brightest signal: what is no structure
@@ -48,26 +51,26 @@ def re_estimated(
     """
     atlas, motion = fitted
     support = np.stack([_support(np.asarray(soma)) for soma in atlas.somata])
-    held = before = [np.asarray(atlas.somata), np.asarray(atlas.rest)]
+    held = before = np.concatenate([atlas.somata, atlas.rest[None]])
     for step in range(steps):
-        speed = step / (step + 3)
-        ahead = [now + speed * (now - then) for now, then in zip(held, before, strict=True)]
-        sums = [np.zeros((2, *np.shape(layer))) for layer in ahead]
+        ahead = held + step / (step + 3) * (held - before)
+        sums = np.zeros((*held.shape, 2))
         for own, size in likelihood.chunks(len(images)):
             part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
             counts = jnp.asarray(np.arange(len(own)) < size, jnp.float32)
-            seen_now = jnp.asarray(images[own])
-            forth, seen = _pulled(ahead, seen_now, part, counts, atlas, camera, nodes=nodes)
-            for total, a, b in zip(sums, forth, seen, strict=True):
-                total += np.stack([a, b])
-        after = [_kept(layer, *total) for layer, total in zip(ahead, sums, strict=True)]
-        before, held = held, [after[0] * support, after[1]]
-    return atlas._replace(somata=jnp.asarray(held[0]), rest=jnp.asarray(held[1]))
+            at = atlas._replace(somata=jnp.asarray(ahead[:-1]), rest=jnp.asarray(ahead[-1]))
+            told, where = _told(jnp.asarray(images[own]), part, counts, at, camera, nodes=nodes)
+            for k, displacement in enumerate(where):
+                told_of = np.asarray(told[:, :, k]).transpose(1, 2, 3, 0)
+                sums[k] += splat(told_of, np.asarray(displacement), held.shape[1:])
+        residual, seen = np.moveaxis(sums, -1, 0)
+        somata = _kept(ahead[:-1], residual[:-1], seen[:-1]) * support
+        before, held = held, np.append(somata, _kept(ahead[-1:], residual[-1:], seen[-1:]), 0)
+    return atlas._replace(somata=jnp.asarray(held[:-1]), rest=jnp.asarray(held[-1]))
 
 
 @functools.partial(jax.jit, static_argnames="nodes")
-def _pulled(
-    layers: list[np.ndarray],
+def _told(
     images: jax.Array,
     motion: Motion,
     counts: jax.Array,
@@ -75,17 +78,28 @@ def _pulled(
     camera: Camera,
     *,
     nodes: int,
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """For each layer, weighted residuals and weights of all images, pulled back and summed."""
+) -> tuple[jax.Array, list[jax.Array]]:
+    """What images tell of the templates where these are read, and where that is.
 
-    def drawn(layers: list[jax.Array]) -> jax.Array:
-        return render(atlas._replace(somata=layers[0], rest=layers[1]), motion, nodes)
+    Args:
+      images: `[B, S, S]`.
+      motion: of the images.
+      counts: `[B]`, 0 for images that do not count.
+      atlas: as it is.
+      camera: of the images.
+      nodes: of the grid that velocities are integrated on.
 
-    mean, back = jax.vjp(drawn, [jnp.asarray(layer) for layer in layers])
+    Returns:
+      weighted residuals and their weights `[2, B, K + 1, S, S]`; `displacements` of the layers.
+    """
+    where = coordinates(atlas, motion, images.shape[1], nodes)
+    gain = gains(motion, images.shape[1])
+    mean, back = jax.vjp(functools.partial(composed, atlas), layers(atlas, motion, where))
     weight = counts[:, None, None] / (cameras.variance(camera, mean) + _LEAST)
     hidden = _MODEST * jnp.maximum(mean - 1, 0)  # above white nothing else holds it down
     residual = cameras.uncensored(images, mean, camera) - mean - hidden
-    return back(weight * residual)[0], back(weight)[0]
+    told = jnp.stack([back(weight * residual)[0], back(weight)[0]])
+    return told * gain[None], displacements(where)
 
 
 def _kept(layer: np.ndarray, residual: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -120,18 +134,18 @@ def smoothed(atlas: Atlas, camera: Camera, count: int) -> Atlas:
       camera: whose noise is independent, and what there is of it changes nothing.
       count: images that the atlas was estimated from.
     """
-    layers = np.concatenate([atlas.somata, atlas.rest[None]])
-    sigma = float(atlas.blur) * layers.shape[-1]
-    wave = np.pi * np.arange(layers.shape[-1]) / layers.shape[-1]  # radians a pixel
+    held = np.concatenate([atlas.somata, atlas.rest[None]])
+    sigma = float(atlas.blur) * held.shape[-1]
+    wave = np.pi * np.arange(held.shape[-1]) / held.shape[-1]  # radians a pixel
     passed = np.exp(-np.square(wave * sigma))
     told = count * passed[:, None] * passed[None]
     bend = 2 - 2 * np.cos(wave)
     stiff = np.square(bend[:, None] + bend[None]) / _BEND**2
-    middle = atlas.background + 0.5 * layers.max()
+    middle = atlas.background + 0.5 * held.max()
     noise = float(cameras.variance(camera, jnp.float32(middle)))
     alike = 1 + 4 * np.pi * sigma**2
     kept = (told + stiff * (noise + _LEAST)) / (told + stiff * (noise + alike * _LEAST))
-    waves = fft.dctn(layers, axes=(1, 2), norm="ortho")  # of images whose borders are mirrors
+    waves = fft.dctn(held, axes=(1, 2), norm="ortho")  # of images whose borders are mirrors
     out = jnp.asarray(np.maximum(fft.idctn(kept * waves, axes=(1, 2), norm="ortho"), 0))
     return atlas._replace(somata=out[:-1], rest=out[-1])
 

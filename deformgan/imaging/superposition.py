@@ -26,45 +26,52 @@ _CLEAR = 2.0  # standard errors by which adding must be better: layers that neve
 _STRONG = 3.0  # and nats an image: 20 times as likely, strong evidence (Kass and Raftery 1995)
 
 
-def chosen(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings) -> Atlas:
+def chosen(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings) -> Fitted:
     """The atlas with the superposition under which unseen images are likelier.
 
     Args:
       images: `[N, S, S]` unit intensity; some, from beginning to end, are looked at.
-      fitted: the atlas, whose layers hide each other, and the motion of each image.
+      fitted: a finished atlas, whose layers hide each other, and the motion of each image: while
+        motions are still wrong, layers that add up can make good for that.
       camera: their noise.
       settings: as the atlas was built by.
 
     Returns:
-      the atlas given, or, if its layers should add up, that of half the images with `additive`;
-      the one given if there are fewer than 40 images.
+      the atlas and motions given, or, if its layers should add up, both again with `additive`; the
+      ones given if there are fewer than 40 images.
     """
     if len(images) < _FEWEST:
-        return fitted.atlas
+        return fitted
     few = np.linspace(0, len(images) - 1, min(len(images), _IMAGES)).astype(int)
     made, held_out = few[::2], few[1::2]
+    nodes, tolerant = settings.nodes, likelihood.forgiving(camera)
+    prior = template.start_prior(settings, len(fitted.atlas.centres))
+    adding = fitted.atlas._replace(additive=jnp.float32(1))
 
     def of(own: np.ndarray) -> Motion:
         return jax.tree.map(lambda x: x[own], fitted.motion)
 
-    prior = template.start_prior(settings, len(fitted.atlas.centres))
-    tolerant, losses, atlases = likelihood.forgiving(camera), [], []
-    for additive in (0, 1):
-        atlas = fitted.atlas._replace(additive=jnp.float32(additive))
+    def losses(atlas: Atlas) -> np.ndarray:
         atlas = reconstruction.re_estimated(
-            images[made], Fitted(atlas, of(made)), camera, settings.nodes, steps=_STEPS
+            images[made], Fitted(atlas, of(made)), camera, nodes, steps=_STEPS
         )
         motion = registration.register(
-            images[held_out], atlas, tolerant, prior, of(held_out), _ADAPT, nodes=settings.nodes
+            images[held_out], atlas, tolerant, prior, of(held_out), _ADAPT, nodes=nodes
         )
-        rate = functools.partial(_losses, nodes=settings.nodes)
+        rate = functools.partial(_losses, nodes=nodes)
         at = likelihood.atlas_at(atlas, _ADAPT[0])
         parts = likelihood.by_chunk(rate, images[held_out], motion, at, tolerant)
-        losses.append(np.concatenate([part for _, part in parts]))
-        atlases.append(atlas)
-    better = losses[0] - losses[1]
-    clear = better.mean() > max(_CLEAR * better.std(ddof=1) / np.sqrt(len(better)), _STRONG)
-    return atlases[1] if clear else fitted.atlas
+        return np.concatenate([part for _, part in parts])
+
+    better = losses(fitted.atlas) - losses(adding)
+    if better.mean() <= max(_CLEAR * better.std(ddof=1) / np.sqrt(len(better)), _STRONG):
+        return fitted
+    held = Fitted(adding, fitted.motion)
+    atlas = reconstruction.re_estimated(images, held, camera, nodes, steps=_STEPS)
+    motion = registration.register(
+        images, atlas, tolerant, prior, fitted.motion, template.AGAIN, nodes=nodes
+    )
+    return Fitted(atlas, motion)
 
 
 @functools.partial(jax.jit, static_argnames="nodes")
