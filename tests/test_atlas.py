@@ -100,6 +100,17 @@ def test_neurites_follow_the_shift_of_their_soma(atlas):
         np.testing.assert_allclose(seen[0, 0], atlas.centres[0] + shift, atol=0.01)
 
 
+def test_brightness_belongs_to_the_structure_and_moves_with_it(atlas):
+    rest = jnp.asarray(builders_atlas.blob(0.4, 0.4, 0.05, 0.05))
+    only = atlas._replace(somata=0 * atlas.somata, rest=rest, background=jnp.float32(0.0))
+    here = (jnp.arange(SHAPE.gain) < 2).astype(jnp.float32)  # bright at the top left alone
+    motion = still(SHAPE, 2, 1)._replace(gain=(here[:, None] * here)[None])
+    moved = motion._replace(shared=motion.shared - 0.3)  # to where gain has no coefficients
+    peak, plain = render(only, motion, SHAPE.grid).max(), rest.max()
+    assert peak > 1.2 * plain
+    np.testing.assert_allclose(render(only, moved, SHAPE.grid).max(), peak, rtol=0.02)
+
+
 def test_the_gradient_reaches_every_part_of_a_motion_at_rest(atlas):
     target = render(atlas, motions(5, batch=2), SHAPE.grid)
 

@@ -60,7 +60,7 @@ class Motion(NamedTuple):
       own: `[B, Q, Q, 2]` of the rest's own velocity.
       pose: `[B, K, 5]` of each bright soma, as `POSE`: shift, turn, stretch along its axes.
       soma_gain: `[B, K]` log brightness of the somata.
-      gain: `[B, G, G]` B-spline coefficients of the log brightness of the rest.
+      gain: `[B, G, G]` B-spline coefficients of the log brightness of the rest, on its template.
     """
 
     shared: jax.Array
@@ -196,17 +196,22 @@ def layers(atlas: Atlas, motion: Motion, where: Coordinates) -> jax.Array:
         warp(template[..., None], displacement, border="constant")[..., 0]
         for template, displacement in zip(templates, displacements(where), strict=True)
     ]
-    return jnp.stack(read, 1) * gains(motion, where.rest.shape[1])
+    return jnp.stack(read, 1) * gains(motion, where)
 
 
-def gains(motion: Motion, size: int) -> jax.Array:
-    """Brightness of each layer in each image, `[B, K + 1, size, size]`; 1 as in the template."""
+def gains(motion: Motion, where: Coordinates) -> jax.Array:
+    """Brightness of each layer in each image, `[B, K + 1, S, S]`; 1 as in the template.
+
+    That of the rest is a map on the template, moved with it: brightness is of structures, and of
+    places where there is none no image tells anything.
+    """
+    size = where.rest.shape[1]
     matrix = splines.bspline_matrix(size, motion.gain.shape[1])
-    rest = splines.expand(matrix, motion.gain[..., None])[..., 0]
-    somata = jnp.broadcast_to(
-        motion.soma_gain[..., None, None], (*motion.soma_gain.shape, size, size)
-    )
-    log_gain = jnp.concatenate([somata, rest[:, None]], 1)
+    of_template = splines.expand(matrix, motion.gain[..., None])
+    rest = jnp.moveaxis(warp_each(of_template, displacements(where)[-1]), -1, 1)
+    shape = (*motion.soma_gain.shape, size, size)
+    somata = jnp.broadcast_to(motion.soma_gain[..., None, None], shape)
+    log_gain = jnp.concatenate([somata, rest], 1)
     return jnp.exp(jnp.clip(log_gain, -_LOG_GAIN, _LOG_GAIN))
 
 

@@ -35,7 +35,7 @@ MARGIN = 0.05  # of the side: how far a soma's layer reaches beyond its outline
 _FAINT = 0.002  # of the brightest signal: what is no structure
 _LEAST = 0.01**2  # variance below which an image is not trusted: the warp's own error
 _BEND = 0.1  # unit intensity a square pixel: how curved a template is expected to be
-_MODEST = 0.1  # of a pixel's own information: that signal is not brighter than can be seen
+_MODEST = 1.0  # of a pixel's own information: that signal is not brighter than can be seen
 _CERTAIN = 2.0  # standard deviations of a pixel: 7 of their average over the blur of one pixel
 
 
@@ -93,7 +93,7 @@ def _told(
       weighted residuals and their weights `[2, B, K + 1, S, S]`; `displacements` of the layers.
     """
     where = coordinates(atlas, motion, images.shape[1], nodes)
-    gain = gains(motion, images.shape[1])
+    gain = gains(motion, where)
     mean, back = jax.vjp(functools.partial(composed, atlas), layers(atlas, motion, where))
     weight = counts[:, None, None] / (cameras.variance(camera, mean) + _LEAST)
     hidden = _MODEST * jnp.maximum(mean - 1, 0)  # above white nothing else holds it down
