@@ -58,6 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     source.set = ""  # simulated set it is drawn from, if not data.set
 
     config.fit = fit = ml_collections.ConfigDict()  # of the objective atlas: what it estimates
+    fit.animals = ""  # recordings of each: patterns as worm1*,worm2*, or each; '' for one of all
     fit.subset = 200  # training images that the template is built from
     fit.images = 1000  # and that deformations are learned from, at most
     fit.somata = 2  # bright somata that move on their own, at most

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from deformgan.errors import require_shape
 from deformgan.warp import warp_each
 
-POINT_STATUS = ("ok", "folded", "outside")
+POINT_STATUS = ("ok", "folded", "outside", "absent")  # the last: not of this animal
 _TOLERANCE = 1e-3  # pixels: two solutions nearer than this are one, met in neighbouring triangles
 
 

@@ -11,6 +11,7 @@ from deformgan.imaging import screening
 from deformgan.log import say
 from deformgan.workdir import Workdir
 
+_OF_ANIMALS = "atlas"  # the objective that tells animals apart
 _WARPING = ("atlas", "deform")  # objectives that the source image plays a part in
 
 
@@ -18,13 +19,16 @@ def load(config: ml_collections.ConfigDict, workdir: Workdir) -> pipeline.Datase
     """Reads, screens, splits and scales the data; says and writes what was found."""
     frames = pipeline.open_frames(config.data)
     screened = screen(frames, config.data, workdir)
-    dataset = pipeline.build(screened, config.data, config.source)
+    apart = config.fit.get("animals", "") if config.objective == _OF_ANIMALS else ""
+    dataset = pipeline.build(screened, config.data, config.source, apart)
     counts = ", ".join(f"{len(names)} {split}" for split, names in dataset.split["names"].items())
     clipped = f"{dataset.scaling.clipped:.2%} of their pixels clipped"
     if dataset.conditions is not None:
         clipped += f", {dataset.conditions.scaling.clipped:.2%} of their inputs'"
     warped = config.objective in _WARPING
     say(f"frames: {counts}; {clipped}" + warped * f"; source image {dataset.source.name}")
+    for animal in dataset.animals if len(dataset.animals) > 1 else ():
+        say(f"animal {animal.name}: {len(animal.train)} frames; source image {animal.source.name}")
     for name in ("validation", "test") if warped else ():
         if dataset.source.name in dataset.split["names"][name]:
             say(

@@ -95,18 +95,23 @@ def of_run(
         records=records,
         pictures=pictures,
         warnings=(),
-        estimation=_estimation(workdir.local / "estimation"),
+        estimation=_estimation(workdir),
     )
 
 
-def _estimation(folder: Path) -> list[dict[str, str]]:
-    """The pictures of what was estimated before training, if anything was."""
-    found = []
-    for name, about in _ESTIMATED.items():
-        file = folder / f"{name}.png"
-        if file.is_file():
-            uri = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-            found.append({"name": name, "about": about, "uri": uri})
+def _estimation(workdir: Workdir) -> list[dict[str, str]]:
+    """The pictures of what was estimated before training, if anything was, of each animal."""
+    folder, found = workdir.local / "estimation", []
+    animals = workdir.read_json("estimation/animals.json")
+    places = {"": folder}
+    if animals:
+        places = {f"{name}. ": folder / f"{n:03d}" for n, name in enumerate(animals)}
+    for animal, place in places.items():
+        for name, about in _ESTIMATED.items():
+            file = place / f"{name}.png"
+            if file.is_file():
+                uri = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+                found.append({"name": name, "about": animal + about, "uri": uri})
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,23 +105,30 @@ def curves(file: Path, records: Sequence[dict[str, Any]]) -> None:
     figure.savefig(file, dpi=110)
 
 
-def evidence(folder: Path, found: dict[str, np.ndarray]) -> None:
+def evidence(folder: Path, found: dict[str, dict[str, np.ndarray]]) -> None:
     """Writes what was estimated before training to `folder/estimation`: a file and three pictures.
+
+    Of several animals, each has a folder of these there, by its number; `animals.json` names them.
 
     Args:
       folder: of the run.
-      found: `layers` `[K + 1, S, S]` and `structures` `[S, S]` (1 neurites, 2 dim, 3 bright somata)
-        of the template; the noise's variance against brightness, measured (`noise_mean`,
-        `noise_variance`) and of the model (`noise_levels`, `noise_model`), its `kernel` and
-        `in_words`; and images `observed` and `explained` `[N, S, S]`; all in unit intensity. The
-        `point_spread` is a standard deviation in pixels.
+      found: by the name of each animal `layers` `[K + 1, S, S]` and `structures` `[S, S]` (1
+        neurites, 2 dim, 3 bright somata) of the template; the noise's variance against brightness,
+        measured (`noise_mean`, `noise_variance`) and of the model (`noise_levels`, `noise_model`),
+        its `kernel` and `in_words`; and images `observed` and `explained` `[N, S, S]`; all in unit
+        intensity. The `point_spread` is a standard deviation in pixels.
     """
     out = folder / "estimation"
     out.mkdir(exist_ok=True)
-    np.savez_compressed(out / "estimation.npz", allow_pickle=False, **found)
-    _template(out / "template.png", found["layers"], found["structures"])
-    _noise(out / "noise.png", found)
-    _registered(out / "registration.png", found["observed"], found["explained"])
+    if len(found) > 1:
+        (out / "animals.json").write_text(json.dumps(list(found)))
+    for number, own in enumerate(found.values()):
+        place = out / f"{number:03d}" if len(found) > 1 else out
+        place.mkdir(exist_ok=True)
+        np.savez_compressed(place / "estimation.npz", allow_pickle=False, **own)
+        _template(place / "template.png", own["layers"], own["structures"])
+        _noise(place / "noise.png", own)
+        _registered(place / "registration.png", own["observed"], own["explained"])
 
 
 def _template(file: Path, layers: np.ndarray, structures: np.ndarray) -> None:

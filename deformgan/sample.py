@@ -112,6 +112,9 @@ def _keep(
     """Writes what was made and its manifest."""
     try:
         written = write(folder, made.samples, sampler.constants, scaling, form)
+        if "animal" in made.samples.labels:
+            which = np.asarray(made.samples.labels["animal"])
+            written["animals"] = _write_animals(folder, which, sampler.meta["animals"])
         if made.arrays:
             np.savez_compressed(folder / "projection.npz", allow_pickle=False, **made.arrays)
         if made.strip is not None:
@@ -249,6 +252,15 @@ def _write_points(file: Path, points: np.ndarray, status: np.ndarray, ids: np.nd
             for identity, (row, column), code in zip(ids, positions, codes, strict=True):
                 place = (f"{row:.3f}", f"{column:.3f}") if code == 0 else ("nan", "nan")
                 writer.writerow([number, int(identity), *place, POINT_STATUS[code]])
+
+
+def _write_animals(folder: Path, which: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """Writes which animal each sample `[N]` is of to `animals.csv`; returns how many each has."""
+    with (folder / "animals.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["sample", "animal"])
+        writer.writerows((number, names[own]) for number, own in enumerate(which))
+    return {name: int(np.sum(which == own)) for own, name in enumerate(names)}
 
 
 def _output_folder(out: str) -> Path:

@@ -162,6 +162,7 @@ class Training:
             "scaling": dataset.scaling.to_json(),
             "geometry": dataclasses.asdict(dataset.geometry),
             "source": dataset.source.name,
+            "animals": [animal.name for animal in dataset.animals],
             "frames": dataset.digest(),
         }
         if given is not None:

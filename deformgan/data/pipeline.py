@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import hashlib
 import json
@@ -14,7 +13,8 @@ import ml_collections
 import numpy as np
 from scipy import ndimage
 
-from deformgan.data import geometry, label_image, pairs, scaling, source_image, splits
+from deformgan.data import animals, geometry, label_image, pairs, scaling, source_image, splits
+from deformgan.data.animals import Animal
 from deformgan.data.frames import Frame, Frames
 from deformgan.data.pairs import Conditions
 from deformgan.data.source_image import Source
@@ -36,6 +36,7 @@ class Dataset:
       validation: `[N, S, S, C]`, at most 512, for choosing checkpoints; may be empty.
       test: by index, read anew each time: for the last judgement alone.
       source: the image to warp.
+      animals: of the training images, each with a source of its own; one unless told otherwise.
       scaling: how intensities map to the input's units.
       geometry: how the source frame was fitted to `data.size`.
       split: for the record: its seed, and the names and blocks of the frames of every split.
@@ -48,6 +49,7 @@ class Dataset:
     validation: np.ndarray
     test: Sequence[np.ndarray]
     source: Source
+    animals: tuple[Animal, ...]
     scaling: scaling.Scaling
     geometry: geometry.Fit
     split: dict[str, Any]
@@ -105,7 +107,8 @@ def open_frames(config: ml_collections.ConfigDict) -> Frames:
     reader = resolve("data.source", "deformgan.data", config.source, "read")
     frames: Frames = reader.read(config)
     if config.recordings:
-        frames = frames.subset(_of_recordings(frames.recordings, config.recordings))
+        wanted = animals.chosen(frames.recordings, config.recordings, "data.recordings")
+        frames = frames.subset(wanted)
     held = len(frames) * frames.read(0).nbytes <= config.memory_mib * _MIB
     if not held:
         return frames
@@ -119,22 +122,11 @@ def open_frames(config: ml_collections.ConfigDict) -> Frames:
     return dataclasses.replace(frames, read=cached)
 
 
-def _of_recordings(recordings: Sequence[str], wanted: str) -> list[int]:
-    """Indices of the frames whose recording one of the patterns `wanted` names."""
-    patterns = [pattern.strip() for pattern in wanted.split(",")]
-    for pattern in patterns:
-        if not fnmatch.filter(recordings, pattern):
-            known = sorted(set(recordings))
-            more = f" and {len(known) - 5} more" if len(known) > 5 else ""
-            raise UserError(
-                f"data.recordings: no recording is called {pattern!r}; there are"
-                f" {', '.join(map(repr, known[:5]))}{more}"
-            )
-    return [i for i, own in enumerate(recordings) if any(fnmatch.fnmatch(own, p) for p in patterns)]
-
-
 def build(
-    frames: Frames, config: ml_collections.ConfigDict, source: ml_collections.ConfigDict
+    frames: Frames,
+    config: ml_collections.ConfigDict,
+    source: ml_collections.ConfigDict,
+    apart: str = "",
 ) -> Dataset:
     """Splits, fits and scales frames.
 
@@ -142,15 +134,18 @@ def build(
       frames: as screened.
       config: the `data` block.
       source: the `source` block: which image is warped.
+      apart: which recordings are of which animal, as `fit.animals` says.
 
     Returns:
       the dataset, its training images in one array if they take at most `data.memory_mib`.
 
     Raises:
-      UserError: naming what does not fit: mixed sizes or depths, an unknown source image.
+      UserError: naming what does not fit: mixed sizes or depths, an unknown source image, animals
+        that are not told apart.
     """
+    of_each = animals.members(frames.recordings, apart)
     depths = survey(frames, config)
-    split, block = split_frames(frames, config)
+    split, block = split_frames(frames, config, of_each)
     members = {s: [i for i, own in enumerate(split) if own == s] for s in splits.SPLITS}
 
     chosen, held = members["train"], members["validation"]
@@ -188,9 +183,17 @@ def build(
     if source.mask:
         labels = label_image.labels_in(source.mask, frame.image.shape)
         frame = dataclasses.replace(frame, labels=labels)
+    warped = as_source(frame, name)
+
+    def start(own: list[int]) -> Source:
+        few = own[:: -(-len(own) // MANY)]
+        own_name, own_frame = source_image.medoid(frames, few, _stacked(read, few)["image"])
+        return as_source(own_frame, own_name)
+
     return Dataset(
         *arranged("image", scale),
-        source=as_source(frame, name),
+        source=warped,
+        animals=animals.told_apart(of_each, chosen, warped, frames.names, start),
         scaling=scale,
         geometry=geometry.fit_to(frame.image.shape, config.size, config.aspect),
         split={
@@ -207,18 +210,27 @@ def build(
 
 
 def split_frames(
-    frames: Frames, config: ml_collections.ConfigDict
+    frames: Frames, config: ml_collections.ConfigDict, of_each: animals.Members | None = None
 ) -> tuple[Sequence[str], list[int]]:
-    """The split and the block of each frame: those it came with, else by blocks."""
+    """The split and the block of each frame: those it came with, else by blocks.
+
+    Each animal of several is split as it would be alone, so that all are trained on and judged.
+    """
     if frames.splits is not None:
         return frames.splits, splits.blocks(frames.recordings, frames.moments)
-    return splits.assign(
-        frames.recordings,
-        frames.moments,
-        validation=config.validation,
-        test=config.test,
-        seed=config.seed,
-    )
+    split, block, count = [""] * len(frames), [0] * len(frames), 0
+    for own in (of_each or animals.members(frames.recordings, "")).values():
+        found = splits.assign(
+            [frames.recordings[i] for i in own],
+            [frames.moments[i] for i in own],
+            validation=config.validation,
+            test=config.test,
+            seed=config.seed,
+        )
+        for i, own_split, own_block in zip(own, *found, strict=True):
+            split[i], block[i] = own_split, count + own_block
+        count = max(block) + 1
+    return split, block
 
 
 def _fit(frame: Frame, config: ml_collections.ConfigDict) -> Frame:

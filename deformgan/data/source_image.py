@@ -44,8 +44,7 @@ def choose(
     if wanted == "auto":
         if frames.reference is not None:
             return "simulated:reference", frames.reference
-        best = train[_medoid(fitted)]
-        return frames.names[best], frames.read(best)
+        return medoid(frames, train, fitted)
     names = list(frames.names)
     if wanted in names:
         index = names.index(wanted)
@@ -66,7 +65,11 @@ def _in_units_of(frame: Frame, fitted: np.ndarray) -> Frame:
     return dataclasses.replace(frame, image=low + frame.image / 255 * (high - low), layers=layers)
 
 
-def _medoid(images: np.ndarray) -> int:
-    """The image nearest to the mean of all, blurred so that noise does not decide."""
-    smooth = ndimage.gaussian_filter(images, (0, 2, 2, 0))
-    return int(np.argmin(np.square(smooth - smooth.mean(0)).sum((1, 2, 3))))
+def medoid(frames: Frames, train: list[int], fitted: np.ndarray) -> tuple[str, Frame]:
+    """The frame nearest to the mean of the frames `train`, whose images are `fitted`.
+
+    They are `[N, S, S, C]`, and blurred first, so that noise does not decide.
+    """
+    smooth = ndimage.gaussian_filter(fitted, (0, 2, 2, 0))
+    best = train[int(np.argmin(np.square(smooth - smooth.mean(0)).sum((1, 2, 3))))]
+    return frames.names[best], frames.read(best)

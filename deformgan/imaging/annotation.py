@@ -38,7 +38,7 @@ class Annotation(NamedTuple):
 
     Attributes:
       masks: `[K + 1, S, S]` int32 instance labels on each layer, 0 where there are none.
-      points: `[P, 2]` (row, column) in shares of the side.
+      points: `[P, 2]` (row, column) in shares of the side; NaN for those that it has not.
       layer: `[P]` int32, the layer each point moves with; K is the rest.
       ids: `[P]` int32.
     """
@@ -178,6 +178,19 @@ def annotate(labels: Labels | None, atlas: Atlas, motion: Motion, nodes: int) ->
     )
 
 
+def laid_out(annotation: Annotation, ids: np.ndarray) -> Annotation:
+    """The annotation with points of the identities `ids` `[P]`; NaN where it has no such point."""
+    has = np.asarray(annotation.ids)
+    found = has[None] == ids[:, None]  # [P, own points]
+    which, there = found.argmax(1), found.any(1)
+    points = np.where(there[:, None], np.asarray(annotation.points)[which], np.nan)
+    return annotation._replace(
+        points=jnp.asarray(points, jnp.float32),
+        layer=jnp.asarray(np.asarray(annotation.layer)[which], jnp.int32),
+        ids=jnp.asarray(ids, jnp.int32),
+    )
+
+
 def _of_layer(mask: np.ndarray, owner: np.ndarray, layer: int) -> np.ndarray:
     """The instances of `mask` most of whose pixels belong to this layer."""
     out = np.zeros_like(mask, dtype=np.int32)
@@ -206,7 +219,8 @@ def moved_points(
 ) -> tuple[jax.Array, jax.Array]:
     """Points in images: `[B, P, 2]` (row, column) in pixels, NaN outside, and their status.
 
-    The status `[B, P]` is an index into `fields.POINT_STATUS`; nothing folds.
+    The status `[B, P]` is an index into `fields.POINT_STATUS`; nothing folds. A point whose place
+    on the template is NaN is absent.
     """
     batch, size = len(motion.shared), atlas.rest.shape[0]
     places = jnp.broadcast_to(annotation.points[None], (batch, *annotation.points.shape))
@@ -216,5 +230,7 @@ def moved_points(
         found = jnp.where((annotation.layer == layer)[None, :, None], own, found)
     found = jnp.where(jnp.isfinite(places), found, jnp.nan)
     inside = jnp.all((found >= 0) & (found <= size - 1), -1)
-    status = jnp.where(inside, 0, fields.POINT_STATUS.index("outside")).astype(jnp.int32)
+    outside, absent = map(fields.POINT_STATUS.index, ("outside", "absent"))
+    lost = jnp.where(jnp.isfinite(places).all(-1), outside, absent)
+    status = jnp.where(inside, 0, lost).astype(jnp.int32)
     return jnp.where(inside[..., None], found, jnp.nan), status

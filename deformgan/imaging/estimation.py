@@ -139,7 +139,8 @@ def estimate(
     if share < _TOO_LITTLE:
         say(
             "warning: the images differ by more than deformation: if they show several animals or"
-            " views, make a run of each (data.recordings), or start from another source.image"
+            " views, give each a template of its own (fit.animals), or start from another"
+            " source.image"
         )
     distribution, motion = learn(images, fitted, camera, settings, seed=seed, say=say)
     last = jax.tree.map(lambda x: x[-1:], motion)

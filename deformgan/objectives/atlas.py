@@ -3,12 +3,14 @@
 `fit` estimates from the training images what no adversary can teach: a clean template in layers,
 the camera's noise, and a Gaussian over the diffeomorphisms that carry it to each image. A latent is
 a white code of that Gaussian, so the generator starts with the variety of the data; training
-against a discriminator adds a correction to the codes and to the template, both zero at first.
+against a discriminator adds a correction to the codes and to the template, both zero at first. Of
+several animals (`fit.animals`) each has all of this apart, and each latent is of one of them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,10 @@ import numpy as np
 
 from deformgan import camera as cameras
 from deformgan import fields
+from deformgan.data.animals import Animal
 from deformgan.data.pipeline import Dataset
 from deformgan.errors import UserError
-from deformgan.imaging import annotation, deformations, estimation
+from deformgan.imaging import animals, annotation, deformations, estimation
 from deformgan.imaging.atlas import (
     Coordinates,
     Motion,
@@ -50,6 +53,22 @@ from deformgan.state import Pair, Variables
 _TEMPLATE_RATE = 0.05  # of the template's learning rate in that of the codes
 
 
+class Drawn(NamedTuple):
+    """Images of one animal, and what they are made of.
+
+    Attributes:
+      images: `[b, S, S, 1]` in [-1, 1].
+      model: the refined one.
+      motion: of each image.
+      change: `[b, D]` of the codes by refinement.
+    """
+
+    images: jax.Array
+    model: Model
+    motion: Motion
+    change: jax.Array
+
+
 def create(config: ml_collections.ConfigDict) -> Objective:
     """Builds the objective from the `fit`, `model`, `loss` and `augment` blocks.
 
@@ -61,15 +80,10 @@ def create(config: ml_collections.ConfigDict) -> Objective:
     refiner = Refiner(width=config.model.refiner_width)
     network = discriminator(config)
 
-    def draw(
-        variables: Variables, constants: Constants, keys: jax.Array
-    ) -> tuple[jax.Array, Model, Motion, jax.Array]:
-        """Images `[b, S, S, 1]` in [-1, 1], the refined model, its motions, the codes' change."""
-        model: Model = estimation.unpacked(constants)
+    def draw(params: Any, model: Model, keys: jax.Array) -> Drawn:
         code_keys, camera_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         length = len(model.distribution.root)
         white = jax.vmap(lambda key: jax.random.normal(key, (length,)))(code_keys)  # [b, D]
-        params = variables["params"]
         refined: Any = refiner.apply({"params": params["codes"]}, white)
         change = _TEMPLATE_RATE * params["template"]
         atlas = model.atlas._replace(
@@ -80,11 +94,18 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         mean = render(atlas, motion, plan.nodes)[..., None]
         recorded = jax.vmap(lambda key, image: cameras.expose(key, image, model.camera))
         images = 2 * recorded(camera_keys, mean) - 1
-        return images, model._replace(atlas=atlas), motion, refined - white
+        return Drawn(images, model._replace(atlas=atlas), motion, refined - white)
+
+    def draw_each(variables: Variables, constants: Constants, keys: jax.Array) -> list[Drawn]:
+        """What each animal would give for the keys `[b]`."""
+        params, models = animals.apart(variables["params"]), animals.models(constants)
+        return [draw(own, model, keys) for own, model in zip(params, models, strict=True)]
 
     def generate(variables: Variables, inputs: Inputs) -> Generated:
-        images, _, _, change = draw(variables, inputs.constants, inputs.keys)
-        away = jnp.mean(jnp.square(change))
+        of_each = draw_each(variables, inputs.constants, inputs.keys)
+        shown = [(own.images, jnp.mean(jnp.square(own.change), -1)) for own in of_each]
+        images, change = animals.of_its_own(inputs.constants, inputs.keys, shown)
+        away = jnp.mean(change)
         metrics = {"gen/code_change": away}
         return Generated(images, {}, metrics, config.loss.code_change * away)
 
@@ -96,17 +117,10 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         keys: jax.Array,
         conditions: jax.Array | None = None,
     ) -> Samples:
-        images, model, motion, _ = draw(variables, constants, keys)
-        size = images.shape[1]
-        where = coordinates(model.atlas, motion, size, plan.nodes)
-        labels, nodes = model.annotation, plan.nodes
-        points, status = annotation.moved_points(labels, model.atlas, motion, nodes)
-        mask = annotation.moved_masks(labels, where)
-        return Samples(
-            images,
-            _fields(where, size) | {"velocity": velocity(motion, size, nodes)},
-            {"mask": mask, "points": points, "status": status},
-        )
+        parts = [_shown(own, plan.nodes) for own in draw_each(variables, constants, keys)]
+        samples = animals.of_its_own(constants, keys, parts)
+        whose = {"animal": animals.drawn(constants, keys)} if len(parts) > 1 else {}
+        return samples._replace(labels=samples.labels | whose)
 
     def monitor(samples: Samples, real: jax.Array) -> Metrics:
         folded = [
@@ -120,12 +134,17 @@ def create(config: ml_collections.ConfigDict) -> Objective:
 
     def init(key: jax.Array, constants: Constants) -> Pair[Variables]:
         gen_key, disc_key = jax.random.split(key)
-        model = estimation.unpacked(constants)
-        layers = (len(model.atlas.centres) + 1, *model.atlas.rest.shape)
-        codes = refiner.init(gen_key, jnp.zeros((1, len(model.distribution.root))))["params"]
-        image = jnp.zeros((*model.atlas.rest.shape, 1))
+        models, keys = animals.models(constants), [gen_key]
+        if len(models) > 1:
+            keys = [jax.random.fold_in(gen_key, number) for number in range(len(models))]
+        params = []
+        for model, own_key in zip(models, keys, strict=True):
+            layers = (len(model.atlas.centres) + 1, *model.atlas.rest.shape)
+            codes = refiner.init(own_key, jnp.zeros((1, len(model.distribution.root))))["params"]
+            params.append({"codes": codes, "template": jnp.zeros(layers)})
+        image = jnp.zeros((*models[0].atlas.rest.shape, 1))
         return Pair(
-            gen={"params": {"codes": codes, "template": jnp.zeros(layers)}, "batch_stats": {}},
+            gen={"params": animals.joined(params), "batch_stats": {}},
             disc=initial(network, disc_key, image, config),
         )
 
@@ -142,24 +161,58 @@ def create(config: ml_collections.ConfigDict) -> Objective:
 
 
 def fit(dataset: Dataset, plan: Settings, seed: int, say: Say) -> Fit:
-    """Estimates the model from the training images, at most `plan.images` of them."""
-    count = min(len(dataset.train), plan.images)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset.train))[:count])
-    images = np.stack([dataset.train[i][..., 0] for i in chosen])
-    scaling, source = dataset.scaling, dataset.source
-    step = scaling.depth.step / (scaling.high - scaling.low)
-    model, motion, evidence = estimation.estimate(
-        (images + 1) / 2,
-        (source.image[..., 0] + 1) / 2,
-        source.labels,
-        step,
-        plan,
-        seed=seed,
-        say=say,
+    """Estimates the model of each animal from its training images, at most `plan.images` each."""
+    if plan.layers:  # unknown ones are told before anything is estimated
+        annotation.outlines(dataset.source.labels, plan.layers)
+    models, velocities, evidence = [], [], {}
+    for animal in dataset.animals:
+        model, found, evidence[animal.name] = _fitted(dataset, animal, plan, seed, say)
+        models.append(model)
+        velocities.append(found)
+    counts = [len(animal.train) for animal in dataset.animals]
+    constants = animals.packed(models, counts) | {"velocity": jnp.concatenate(velocities)}
+    return Fit(constants, evidence)
+
+
+def _fitted(
+    dataset: Dataset, animal: Animal, plan: Settings, seed: int, say: Say
+) -> tuple[Model, jax.Array, dict[str, np.ndarray]]:
+    """The model of one animal, the velocities of its images, and the evidence."""
+    order = np.random.default_rng(seed).permutation(len(animal.train))[: plan.images]
+    images = np.stack([dataset.train[i][..., 0] for i in animal.train[np.sort(order)]])
+    scaling = dataset.scaling
+    if animal.source is not dataset.source:  # whose labels these are
+        plan = dataclasses.replace(plan, layers=())
+    whose = f"{animal.name}: " if len(dataset.animals) > 1 else ""
+    try:
+        model, motion, evidence = estimation.estimate(
+            (images + 1) / 2,
+            (animal.source.image[..., 0] + 1) / 2,
+            animal.source.labels,
+            scaling.depth.step / (scaling.high - scaling.low),
+            plan,
+            seed=seed,
+            say=lambda text: say(whose + text),
+        )
+    except UserError as error:
+        if not whose:
+            raise
+        raise UserError(f"fit.animals: {whose}{error}") from error
+    return model, velocity(motion, images.shape[1], plan.nodes), evidence
+
+
+def _shown(drawn: Drawn, nodes: int) -> Samples:
+    """Images of one animal with their fields and labels."""
+    images, model, motion, _ = drawn
+    size = images.shape[1]
+    where = coordinates(model.atlas, motion, size, nodes)
+    points, status = annotation.moved_points(model.annotation, model.atlas, motion, nodes)
+    mask = annotation.moved_masks(model.annotation, where)
+    return Samples(
+        images,
+        _fields(where, size) | {"velocity": velocity(motion, size, nodes)},
+        {"mask": mask, "points": points, "status": status},
     )
-    ids = {"ids": model.annotation.ids, "mask": model.annotation.masks}
-    found = {"velocity": velocity(motion, images.shape[1], plan.nodes)}
-    return Fit(estimation.packed(model) | ids | found, evidence)
 
 
 def velocity(motion: Motion, size: int, nodes: int) -> jax.Array:

@@ -75,12 +75,12 @@ class Fit(NamedTuple):
 
     Attributes:
       constants: what generation needs, saved in every checkpoint.
-      evidence: what it was estimated from, by name, for the report alone; see `report.evidence`.
-        Empty if nothing was estimated.
+      evidence: of each animal (see `data/animals.py`), what it was estimated from, by name, for the
+        report alone; see `report.evidence`. Empty if nothing was estimated.
     """
 
     constants: Constants
-    evidence: dict[str, np.ndarray]
+    evidence: dict[str, dict[str, np.ndarray]]
 
 
 class Samples(NamedTuple):
@@ -91,7 +91,8 @@ class Samples(NamedTuple):
       fields: `displacement` `[N, H, W, 2]` in pixels; `orientation` `[N, H, W, 4]` in the space of
         that name (deformgan/orientation.py).
       labels: `mask` `[N, H, W, 1]` int32, `points` `[N, P, 2]` (row, column) in pixels, NaN where
-        lost, and `status` `[N, P]`, an index into `fields.POINT_STATUS`.
+        lost, and `status` `[N, P]`, an index into `fields.POINT_STATUS`; of several animals also
+        `animal` `[N]` int32, the number of the one that each image is of.
     """
 
     images: jax.Array
