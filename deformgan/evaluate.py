@@ -16,7 +16,7 @@ from rich.table import Table
 from deformgan import __version__, intake, page, parallel, predictions, subject_files, subjects
 from deformgan.checkpoint import Checkpoints, Sampler
 from deformgan.errors import UserError, resolve
-from deformgan.judge import check, judge
+from deformgan.judge import CONTROLS, check, judge
 from deformgan.log import progress, read_metrics, say
 from deformgan.metrics.subject import Passes, Subject
 from deformgan.sample import generate
@@ -204,7 +204,8 @@ def _print_table(report: Report) -> None:
         add(f"two-sample test, {name}: accuracy", test, "accuracy", floor, 0.5)
     for name, control in report["controls"].items():
         seen = {True: " (caught)", False: " (NOT caught)"}.get(control.get("caught"), "")
-        label = f"control, {name.replace('_', ' ')}{seen}"
+        kind = "control" if name in CONTROLS else "baseline"
+        label = f"{kind}, {name.replace('_', ' ')}{seen}"
         add(label, control, "accuracy", None, 1.0)
     for score in report["metrics"].values():
         label = score["label"] + (f", {score['unit']}" if score["unit"] else "")

@@ -22,6 +22,9 @@ CONTROLS = {
     "noise_5_percent": "images of the true model, their noise 5% too strong",
     "field_minus_25_percent": "images of the true model, their deformation 25% too weak",
 }
+BASELINES = {  # compared with in the same way; they need not be caught
+    "elastic": "training images, warped by such fields once each: plain elastic augmentation",
+}
 
 
 def check(settings: ml_collections.ConfigDict) -> None:
@@ -176,13 +179,13 @@ def _tests(subject: Subject, settings: ml_collections.ConfigDict, quiet: bool) -
             reason = "not available: too few real images to compare with each other"
             tests[name]["floor"] = {"reason": reason}
     for control, images in subject.controls.items():
-        about = CONTROLS[control]
+        about = (CONTROLS | BASELINES)[control]
         if isinstance(images, str):
             controls[control] = {"about": about, "reason": f"not available: {images}"}
             continue
         own = {name: test(name, subject.real, images, control) for name in names}
         controls[control] = {"about": about} | verdict.worst(own) | {"tests": own}
-        if "decision" in controls[control]:
+        if control in CONTROLS and "decision" in controls[control]:
             controls[control]["caught"] = verdict.caught(controls[control])
     return {"tests": tests, "controls": controls}
 

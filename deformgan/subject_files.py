@@ -14,7 +14,7 @@ from deformgan.data.frames import Frame, Frames
 from deformgan.errors import UserError
 from deformgan.log import say
 from deformgan.metrics.subject import ImageSet, Subject
-from deformgan.subjects import REFERENCE, UNKNOWN, drawn, warped_control
+from deformgan.subjects import REFERENCE, UNKNOWN, drawn, warped
 
 _LOOKED_AT = 16  # images that show whether a set is in colour
 
@@ -71,7 +71,7 @@ def read(paths: Mapping[str, str], config: ml_collections.ConfigDict) -> Subject
         fake=sets["fake"],
         train=sets.get("train"),
         seed=settings.seed,
-        controls=UNKNOWN | {"source_warped": warped_control(real.unit(np.s_[:1])[0], real)},
+        controls=UNKNOWN | {"source_warped": warped(real.unit(np.s_[:1]), real)},
         paired=settings.paired,
         oriented=settings.paired and coloured and bool(config.augment.oriented),
     )

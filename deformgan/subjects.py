@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -61,8 +60,11 @@ def of_run(
     known = drawn(len(dataset.train), min(config.evaluate.count, REFERENCE), seed)
     train = held(dataset.train, "train", known)
     controls: dict[str, ImageSet | str] = {
-        "source_warped": warped_control(dataset.source.image, real)
+        "source_warped": warped(dataset.source.image[None], real)
     }
+    if "displacement" in made:
+        some = np.stack([dataset.train[i] for i in known[: len(real)]])
+        controls["elastic"] = warped(some, real)
     reader = resolve("data.source", "deformgan.data", config.data.source, "read")
     if hasattr(reader, "controls"):
         for name, frames in reader.controls(config.data, len(real)).items():
@@ -211,21 +213,24 @@ def drawn(count: int, most: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
-def warped_control(source: np.ndarray, real: ImageSet) -> ImageSet:
-    """The control that every evaluation must catch: one image, resampled as often as needed."""
-    height, width = source.shape[:2]
+def warped(sources: np.ndarray, real: ImageSet) -> ImageSet:
+    """As many images as `real` has: sources `[n, H, W, C]` in turn, each resampled anew.
+
+    Of one source it is the control that every evaluation must catch.
+    """
+    height, width = sources.shape[1:3]
     if min(height, width) < 16:
         raise UserError(f"real: images of {height}x{width} pixels are too small to be judged")
 
     @jax.jit
-    def draw(key: jax.Array) -> jax.Array:
+    def draw(key: jax.Array, source: jax.Array) -> jax.Array:
         size = (height, width)
         field = fields.smooth_random(key, size, control=_CONTROL_POINTS, steepest=_STEEPEST)
-        return warp(jnp.asarray(source), field)[0]
+        return warp(source, field)[0]
 
     stored = np.empty_like(real.stored)
     for i, key in enumerate(jax.random.split(jax.random.key(0), len(stored))):
-        unit = (np.asarray(draw(key), np.float64) + 1) / 2
+        unit = (np.asarray(draw(key, sources[i % len(sources)]), np.float64) + 1) / 2
         stored[i] = np.round(real.low + unit * (real.high - real.low))
     return _independent(stored, real)
 

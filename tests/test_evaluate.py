@@ -97,9 +97,21 @@ def test_an_untrained_generator_is_told_apart_and_collapse_is_warned_of(run):
 
 def test_the_controls_are_caught(run):
     controls = judged(run)["controls"]
-    assert set(controls) == {"source_warped", "noise_5_percent", "field_minus_25_percent"}
+    known = {"source_warped", "noise_5_percent", "field_minus_25_percent"}
+    assert set(controls) == known | {"elastic"}
     assert controls["source_warped"]["caught"] and controls["source_warped"]["accuracy"] > 0.95
     assert "accuracy" in controls["noise_5_percent"] and "tests" in controls["noise_5_percent"]
+
+
+def test_elastic_augmentation_is_a_baseline_that_need_not_be_caught(run):
+    found = judged(run)["controls"]["elastic"]
+    assert found["accuracy"] > 0.6  # its noise is smoothed
+    assert "caught" not in found and "elastic" in found["about"]
+    one = np.stack([np.eye(16), np.ones((16, 16))]).astype(np.float32)[..., None]
+    real = ImageSet(np.zeros((5, 16, 16, 1), np.uint8), 0.0, 255.0, np.arange(5))
+    drawn = subjects.warped(one, real).stored
+    assert (drawn[1::2] == 255).all() and (drawn[::2] < 255).any()  # its sources in turn
+    assert (drawn[0] != drawn[2]).any()  # each time by another field
 
 
 def test_a_strong_enough_sample_catches_noise_that_is_5_percent_off(tmp_path):
@@ -181,7 +193,7 @@ def test_halves_of_one_set_pass_and_a_warped_image_does_not(tmp_path):
     ]  # parts of one recording
     fake = ImageSet(images[:60], 0.0, 255.0, np.arange(60))
     source = fake.unit(np.s_[:1])[0]
-    warped = save(tmp_path / "warped.npz", subjects.warped_control(source, fake).stored)
+    warped = save(tmp_path / "warped.npz", subjects.warped(source[None], fake).stored)
     report = files(tmp_path, real, warped, name="warped")
     assert report["verdict"]["accuracy"] > 0.97 and report["verdict"]["p_value"] <= 0.002
 

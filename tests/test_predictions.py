@@ -25,7 +25,7 @@ BYTES = Scaling("range", 0.0, 255.0, 0.0, Depth("uint8", 1.0, 0.0))
 def no_controls():
     """The warped control takes long to compile, and is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subjects, "warped_control", lambda source, real: "not drawn in this test")
+        patch.setattr(subjects, "warped", lambda sources, real: "not drawn in this test")
         yield
 
 
