@@ -104,7 +104,7 @@ def test_brightness_belongs_to_the_structure_and_moves_with_it(atlas):
     rest = jnp.asarray(builders_atlas.blob(0.4, 0.4, 0.05, 0.05))
     only = atlas._replace(somata=0 * atlas.somata, rest=rest, background=jnp.float32(0.0))
     here = (jnp.arange(SHAPE.gain) < 2).astype(jnp.float32)  # bright at the top left alone
-    motion = still(SHAPE, 2, 1)._replace(gain=(here[:, None] * here)[None])
+    motion = still(SHAPE, 2, 1)._replace(gain=jnp.outer(here, here)[None])
     moved = motion._replace(shared=motion.shared - 0.3)  # to where gain has no coefficients
     peak, plain = render(only, motion, SHAPE.grid).max(), rest.max()
     assert peak > 1.2 * plain
