@@ -13,7 +13,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
 
 from deformgan.errors import require_shape
 
@@ -126,37 +125,6 @@ def warp_each(images: jax.Array, displacement: jax.Array) -> jax.Array:
         return upper + down * (lower - upper)
 
     return jnp.stack([one(channel) for channel in range(channels)], -1)
-
-
-def splat(values: np.ndarray, displacement: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Adds values up where a warp reads: the adjoint of `warp` with `border="constant"`.
-
-    For all images x and values y, sum(warp(x, u) * y) = sum(x * splat(y, u)). It runs in NumPy,
-    outside jit: XLA's scatter on CPU, which the gradient of `warp` is, takes many times as long.
-
-    Args:
-      values: `[B, H', W', C]`.
-      displacement: `[B, H', W', 2]` (row, column) in pixels of the result.
-      size: H and W of the result.
-
-    Returns:
-      `[H, W, C]`; what lies outside is lost.
-    """
-    require_shape("displacement", displacement, (*values.shape[:3], 2))
-    height, width = size[0] + 2, size[1] + 2  # a pixel all round for what lies outside
-    own = [np.arange(n, dtype=np.float32) + 1 for n in values.shape[1:3]]
-    rows = (displacement[..., 0] + own[0][None, :, None]).clip(0, height - 1).ravel()
-    columns = (displacement[..., 1] + own[1][None, None]).clip(0, width - 1).ravel()
-    top = np.minimum(rows.astype(np.int32), height - 2)
-    left = np.minimum(columns.astype(np.int32), width - 2)
-    down, right = rows - top.astype(np.float32), columns - left.astype(np.float32)
-    corners = (top * width + left)[:, None] + np.array([0, 1, width, width + 1], np.int32)[None]
-    across = np.stack([1 - right, right], -1)
-    shares = np.stack([1 - down, down], -1)[..., None] * across[:, None]  # [N, 2, 2]
-    ends = np.arange(0, corners.size + 1, 4, dtype=np.int32)
-    reading = sparse.csr_array((shares.ravel(), corners.ravel(), ends), (len(rows), height * width))
-    out = reading.T @ values.reshape(len(rows), -1)
-    return out.reshape(height, width, -1)[1:-1, 1:-1]
 
 
 def _into_frame(position: jax.Array, size: int, border: Border) -> jax.Array:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.scipy.ndimage import map_coordinates
 
-from deformgan.warp import splat, warp
+from deformgan.warp import warp
 
 KEY = jax.random.key(0)
 SCIPY_MODE = {"nearest": "nearest", "constant": "constant", "mirror": "mirror"}
@@ -79,13 +79,3 @@ def test_wrong_shapes_are_named():
         warp(jnp.zeros((8, 8)), jnp.zeros((1, 8, 8, 2)))
     with pytest.raises(ValueError, match="displacement: wanted"):
         warp(jnp.zeros((8, 8, 1)), jnp.zeros((8, 8, 2)))
-
-
-def test_splat_is_the_adjoint_of_the_warp():
-    image = jax.random.uniform(KEY, (11, 9, 1))
-    field = 4 * jax.random.normal(jax.random.key(1), (3, 6, 7, 2))  # some read outside
-    values = jax.random.normal(jax.random.key(2), (3, 6, 7, 2))
-    read = warp(image, field, border="constant")
-    wanted = [float(jnp.sum(read[..., 0] * values[..., c])) for c in range(2)]
-    back = splat(np.asarray(values), np.asarray(field), (11, 9))
-    np.testing.assert_allclose(np.sum(image * back, (0, 1)), wanted, rtol=1e-4)

@@ -29,7 +29,7 @@ from deformgan.imaging.atlas import (
     posed_at,
     unposed_at,
 )
-from deformgan.warp import splat, warp_each
+from deformgan.warp import warp, warp_each
 
 MARGIN = 0.05  # of the side: how far a soma's layer reaches beyond its outline
 _FAINT = 0.002  # of the brightest signal: what is no structure
@@ -59,10 +59,9 @@ def re_estimated(
             part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
             counts = jnp.asarray(np.arange(len(own)) < size, jnp.float32)
             at = atlas._replace(somata=jnp.asarray(ahead[:-1]), rest=jnp.asarray(ahead[-1]))
-            told, where = _told(jnp.asarray(images[own]), part, counts, at, camera, nodes=nodes)
-            for k, displacement in enumerate(where):
-                told_of = np.asarray(told[:, :, k]).transpose(1, 2, 3, 0)
-                sums[k] += splat(told_of, np.asarray(displacement), held.shape[1:])
+            sums += np.asarray(
+                _pulled(jnp.asarray(images[own]), part, counts, at, camera, nodes=nodes)
+            )
         residual, seen = np.moveaxis(sums, -1, 0)
         somata = _kept(ahead[:-1], residual[:-1], seen[:-1]) * support
         before, held = held, np.append(somata, _kept(ahead[-1:], residual[-1:], seen[-1:]), 0)
@@ -70,7 +69,7 @@ def re_estimated(
 
 
 @functools.partial(jax.jit, static_argnames="nodes")
-def _told(
+def _pulled(
     images: jax.Array,
     motion: Motion,
     counts: jax.Array,
@@ -78,8 +77,8 @@ def _told(
     camera: Camera,
     *,
     nodes: int,
-) -> tuple[jax.Array, list[jax.Array]]:
-    """What images tell of the templates where these are read, and where that is.
+) -> jax.Array:
+    """What images tell of each layer, pulled back to its template and summed.
 
     Args:
       images: `[B, S, S]`.
@@ -90,7 +89,7 @@ def _told(
       nodes: of the grid that velocities are integrated on.
 
     Returns:
-      weighted residuals and their weights `[2, B, K + 1, S, S]`; `displacements` of the layers.
+      `[K + 1, S, S, 2]` weighted residuals, and their weights.
     """
     where = coordinates(atlas, motion, images.shape[1], nodes)
     gain = gains(motion, where)
@@ -98,8 +97,14 @@ def _told(
     weight = counts[:, None, None] / (cameras.variance(camera, mean) + _LEAST)
     hidden = _MODEST * jnp.maximum(mean - 1, 0)  # above white nothing else holds it down
     residual = cameras.uncensored(images, mean, camera) - mean - hidden
-    told = jnp.stack([back(weight * residual)[0], back(weight)[0]])
-    return told * gain[None], displacements(where)
+    told = jnp.stack([back(weight * residual)[0], back(weight)[0]], -1) * gain[..., None]
+
+    def added(told: jax.Array, displacement: jax.Array) -> jax.Array:
+        """The adjoint of reading a template; of both channels in one scatter."""
+        read = functools.partial(warp, displacement=displacement, border="constant")
+        return jax.vjp(read, jnp.zeros((*atlas.rest.shape, 2)))[1](told)[0]
+
+    return jnp.stack([added(told[:, k], u) for k, u in enumerate(displacements(where))])
 
 
 def _kept(layer: np.ndarray, residual: np.ndarray, seen: np.ndarray) -> np.ndarray:
