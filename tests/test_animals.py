@@ -257,7 +257,8 @@ def model(somata, camera, ids, seed):
         layer=jnp.zeros(len(ids), jnp.int32),
         ids=jnp.array(ids, jnp.int32),
     )
-    distribution = Distribution(jnp.eye(size), jnp.asarray(spread, jnp.float32))
+    still_turned = jnp.zeros((size, 4 * somata))
+    distribution = Distribution(jnp.eye(size), jnp.asarray(spread, jnp.float32), still_turned)
     return Model(atlas, camera, distribution, labels)
 
 

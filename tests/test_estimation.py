@@ -138,6 +138,24 @@ def test_coordinates_keep_a_distribution_that_is_not_normal():
     assert near.mean() > 0.95 and 0.4 < np.mean(np.abs(angles - 0.3) < 0.2) < 0.6
 
 
+def test_motions_depend_on_turns_as_those_of_the_images_do():
+    """A soma's shift follows twice its turn; of the rest, which does not, nothing is made up."""
+    rng = np.random.default_rng(0)
+    like = still(Shape(4, 4, 4, 8), 1, 400)
+    size = sum(part[0].size for part in like)
+    first = 2 * 4 * 4 * 2
+    draws = rng.normal(size=(500, size))
+    draws[:, first + 2] = rng.uniform(0, np.pi, 500)
+    draws[:, first] += 2 * np.cos(2 * draws[:, first + 2])
+    gaussian = deformations.Gaussian(draws.mean(0), np.cov(draws.T), draws)
+    made = deformations.distribution(gaussian, like)
+    white = jax.random.normal(jax.random.key(1), (4000, size))
+    pose = np.asarray(deformations.motions(made, white, like).pose[:, 0], np.float64)
+    left = pose[:, 0] - 2 * np.cos(2 * pose[:, 2])
+    assert abs(left.std() - 1) < 0.1 and abs(pose[:, 0].std() - np.sqrt(3)) < 0.1
+    assert abs(np.corrcoef(pose[:, 1], np.cos(2 * pose[:, 2]))[0, 1]) < 0.1
+
+
 def test_an_image_without_structure_is_an_error():
     with pytest.raises(template.UserError, match="source.image"):
         template.first_atlas(np.full((32, 32), 0.1), 0.1, Camera.create(step=1 / 255), 2)

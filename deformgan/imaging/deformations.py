@@ -3,8 +3,10 @@
 Each image tells its motion only as well as its noise lets it. The covariance of the best motions
 alone would be too small and too smooth, so the posterior covariance of each is added (Tipping and
 Bishop 1999; Laplace's approximation around the registered motion, Gauss-Newton Hessian). Motions
-need not be normal: each coordinate is mapped onto its own quantiles. Motions of training images
-are never replayed.
+need not be normal: each coordinate is mapped onto its own quantiles. Nor need they depend on each
+other as normal ones do: how a soma is turned decides which of its surroundings its shape hides or
+reveals, and a turn has a period, so that the mean of all other coordinates is regressed on harmonics
+of the turns. Motions of training images are never replayed.
 """
 
 from __future__ import annotations
@@ -26,19 +28,24 @@ _INFORMED = 200  # directions in which images may tell more than the prior
 _PROBED = 12  # images that show which directions those are
 _QUANTILES = 256  # of each coordinate
 _REDUCED = Phase(2, 0.0, 0)  # resolution at which images are seen
+_HARMONICS = (1, 2)  # of a turn: the second is that of an ellipse
+_RIDGES = 10.0 ** np.arange(-2, 7)  # penalties tried, of which cross-validation chooses
 _COUNTED = 64  # pixels a side at which what they tell is counted, or of halved images
 
 
 class Distribution(NamedTuple):
-    """Of motions: the rows of `root` times white codes, each mapped onto its quantiles.
+    """Of motions: the rows of `root` times white codes, each mapped onto its quantiles, then turned.
 
     Attributes:
       root: `[D, D]`; the squares of each row sum to 1.
-      quantiles: `[D, Q]` of each coordinate of a motion at equal steps of probability.
+      quantiles: `[D, Q]` of each coordinate of a motion, less what the somata's turns explain of
+        it, at equal steps of probability.
+      of_turns: `[D, H]` what each harmonic of the turns adds to it; 0 for the turns themselves.
     """
 
     root: jax.Array
     quantiles: jax.Array
+    of_turns: jax.Array
 
 
 class Gaussian(NamedTuple):
@@ -62,17 +69,54 @@ def distribution(gaussian: Gaussian, motion: Motion) -> Distribution:
       gaussian: of flattened motions.
       motion: whose shapes say which coordinates are angles.
     """
-    first = motion.shared[0].size + motion.own[0].size
-    angles = first + np.arange(POSE.index("angle"), motion.pose[0].size, len(POSE))
+    turns = _turns(motion)
     values = gaussian.draws.copy()
-    values[:, angles] = _unrolled(values[:, angles])
+    values[:, turns] = _unrolled(values[:, turns])
+    waves = np.asarray(_harmonics(values[:, turns]), np.float64)
+    of_turns = _regressed(values, waves)
+    of_turns[turns] = 0
+    shared = np.cov(np.concatenate([values, waves], 1).T)
+    of_values, of_waves = np.split(shared[:, values.shape[1] :], [values.shape[1]])
+    explained = of_turns @ of_values.T
+    left = gaussian.covariance - explained - explained.T + of_turns @ of_waves @ of_turns.T
     grid = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    root = square_root(gaussian.covariance)
+    root = square_root(left)
     root /= np.sqrt(np.sum(np.square(root), 1, keepdims=True))
     return Distribution(
         jnp.asarray(root[:, ::-1], jnp.float32),
-        jnp.asarray(np.quantile(values, grid, axis=0).T, jnp.float32),
+        jnp.asarray(np.quantile(values - waves @ of_turns.T, grid, axis=0).T, jnp.float32),
+        jnp.asarray(of_turns, jnp.float32),
     )
+
+
+def _turns(motion: Motion) -> np.ndarray:
+    """Which coordinates of a flattened motion are angles."""
+    first = motion.shared[0].size + motion.own[0].size
+    return first + np.arange(POSE.index("angle"), motion.pose[0].size, len(POSE))
+
+
+def _harmonics(angles: jax.typing.ArrayLike) -> jax.Array:
+    """`[B, H]` cosines and sines of the angles `[B, K]`."""
+    waves = [wave(order * angles) for order in _HARMONICS for wave in (jnp.cos, jnp.sin)]
+    return jnp.concatenate(waves, 1)
+
+
+def _regressed(values: np.ndarray, waves: np.ndarray) -> np.ndarray:
+    """Slopes `[D, H]` of the values `[N, D]` along the waves `[N, H]`, by ridge regression.
+
+    Each value has the penalty of its own generalised cross-validation (Golub, Heath and Wahba
+    1979): where turns explain nothing, nearly nothing is left of the slopes.
+    """
+    values, waves = values - values.mean(0), waves - waves.mean(0)
+    spread = np.maximum(waves.std(0), 1e-12)
+    left, sizes, right = np.linalg.svd(waves / spread, full_matrices=False)
+    along = left.T @ values  # [H, D]
+    shares = np.square(sizes) / (np.square(sizes) + _RIDGES[:, None])  # [R, H]
+    explained = np.einsum("rh,hd->rd", shares * (2 - shares), np.square(along))
+    error = np.sum(np.square(values), 0) - explained
+    error /= np.square(1 - (1 + shares.sum(1, keepdims=True)) / len(values))
+    best = shares[np.argmin(error, 0)].T / np.maximum(sizes, 1e-12)[:, None]  # [H, D]
+    return (right.T @ (best * along)).T / spread
 
 
 def square_root(covariance: np.ndarray) -> np.ndarray:
@@ -96,7 +140,7 @@ def _unrolled(angles: np.ndarray) -> np.ndarray:
 
 def motions(distribution: Distribution, white: jax.Array, like: Motion) -> Motion:
     """Motions of white codes `[B, D]`; only the shapes of `like` are used."""
-    root, quantiles = distribution
+    root, quantiles, of_turns = distribution
     place = ndtr(white @ root.T) * quantiles.shape[1] - 0.5
 
     def read(place: jax.Array, table: jax.Array) -> jax.Array:
@@ -106,6 +150,7 @@ def motions(distribution: Distribution, white: jax.Array, like: Motion) -> Motio
         return table[index] + part * (table[index + 1] - table[index])
 
     rows = jax.vmap(read, in_axes=(1, 0), out_axes=1)(place, quantiles)
+    rows += _harmonics(rows[:, _turns(like)]) @ of_turns.T
     return likelihood.unflatten(rows, like)
 
 

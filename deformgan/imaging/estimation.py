@@ -113,14 +113,14 @@ def estimate(
     some = np.random.default_rng(seed).permutation(len(images))[: settings.subset]
     say(f"template: registering {len(some)} of {len(images)} images to each other")
     fitted = template.build(images[some], source, background, camera, settings, outlines, say)
+    focus = functools.partial(point_spread.focused, camera=camera, settings=settings, seed=seed)
+    atlas = focus(images[some], fitted, search=point_spread.ROUGH)  # too much blur moves outlines
+    fitted = Fitted(atlas, fitted.motion)
     settings, fitted = parts.chosen(images[some], fitted, camera, settings)
     say(f"template: motions {parts.in_words(settings)}")
-    atlas = fitted.atlas
-    focus = functools.partial(point_spread.focused, camera=camera, settings=settings, seed=seed)
-    atlas = focus(images[some], fitted, search=point_spread.ROUGH)
     say(f"registering all {len(images)} images, and the source")
     images = np.concatenate([images, source[None]])
-    fitted = template.fit_all(images, atlas, camera, settings, say)
+    fitted = template.fit_all(images, fitted.atlas, camera, settings, say)
     fitted = superposition.chosen(images, fitted, camera, settings)
     way = "add up" if fitted.atlas.additive else "hide each other"
     say(f"template: layers {way} where they overlap")

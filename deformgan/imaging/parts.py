@@ -29,7 +29,7 @@ PARTS = {  # fields of a motion, and what they are
     ("own",): "a field of the rest's own",
     ("gain", "soma_gain"): "changes of brightness",
 }
-_IMAGES = 30  # that have a say
+_IMAGES = likelihood.CHUNK  # that have a say
 _PROBED = 5  # of them, on which parameters are counted
 _STEPS = 8  # of reconstruction
 _PRICE = 0.25  # nats that a parameter must gain
