@@ -4,9 +4,9 @@ Each image tells its motion only as well as its noise lets it. The covariance of
 alone would be too small and too smooth, so the posterior covariance of each is added (Tipping and
 Bishop 1999; Laplace's approximation around the registered motion, Gauss-Newton Hessian). Motions
 need not be normal: each coordinate is mapped onto its own quantiles. Nor need they depend on each
-other as normal ones do: how a soma is turned decides which of its surroundings its shape hides or
-reveals, and a turn has a period, so that the mean of all other coordinates is regressed on harmonics
-of the turns. Motions of training images are never replayed.
+other as normal ones do: how a soma is turned decides what of its surroundings it hides, and a turn
+has a period, so the mean of all other coordinates is regressed on harmonics of the turns. Motions
+of training images are never replayed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _COUNTED = 64  # pixels a side at which what they tell is counted, or of halved 
 
 
 class Distribution(NamedTuple):
-    """Of motions: the rows of `root` times white codes, each mapped onto its quantiles, then turned.
+    """Of motions: the rows of `root` times white codes, mapped onto quantiles; then turns act.
 
     Attributes:
       root: `[D, D]`; the squares of each row sum to 1.
