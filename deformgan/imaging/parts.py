@@ -78,11 +78,11 @@ def _without(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Setti
         )
 
     still = {name: np.zeros_like(getattr(fitted.motion, name)) for name in settings.still}
-    motion = template.centred(register(atlas, fitted.motion._replace(**still)))
-    held = Fitted(atlas, motion)
+    motion = register(atlas, fitted.motion._replace(**still))
+    held = template.centred(Fitted(atlas, motion))
     atlas = reconstruction.re_estimated(images, held, camera, nodes, steps=_STEPS)
-    atlas = reconstruction.in_the_middle(Fitted(atlas, motion), nodes)
-    return Fitted(atlas, register(atlas, motion))
+    atlas = reconstruction.in_the_middle(held._replace(atlas=atlas), nodes)
+    return Fitted(atlas, register(atlas, held.motion))
 
 
 def _loss(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings) -> float:

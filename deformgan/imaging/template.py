@@ -22,6 +22,7 @@ from deformgan.imaging import layers as structures
 from deformgan.imaging import likelihood, reconstruction, registration, search, subsampling
 from deformgan.imaging.atlas import Atlas, Fitted, Motion, Shape, still
 from deformgan.imaging.likelihood import Phase
+from deformgan.warp import warp
 
 POSE_SPREAD = np.array([0.3, 0.3, 1.5, 0.25, 0.25])  # before any image has been seen
 _ROUNDS: tuple[tuple[Phase, ...], ...] = (
@@ -167,7 +168,7 @@ def build(
         if number < _SEARCHED:
             motion = begin(images, atlas, camera, motion, first=number == 0)
         motion = registration.register(images, atlas, tolerant, prior, motion, phases, nodes=nodes)
-        motion = centred(motion)
+        atlas, motion = centred(Fitted(atlas, motion))
         atlas = reconstruction.re_estimated(images, Fitted(atlas, motion), camera, nodes, steps=3)
         atlas = reconstruction.in_the_middle(Fitted(atlas, motion), nodes)
         say(f"round {number + 1}")
@@ -190,7 +191,8 @@ def fit_all(
       settings: as the atlas was built by.
       say: told how many images are done.
     """
-    motion, nodes = centred(placed(images, atlas, camera, settings, say)), settings.nodes
+    motion, nodes = placed(images, atlas, camera, settings, say), settings.nodes
+    atlas, motion = centred(Fitted(atlas, motion))
     atlas = reconstruction.re_estimated(images, Fitted(atlas, motion), camera, nodes, steps=8)
     atlas = reconstruction.in_the_middle(Fitted(atlas, motion), nodes)
     prior, tolerant = start_prior(settings, len(atlas.centres)), likelihood.forgiving(camera)
@@ -258,9 +260,22 @@ def nowhere(settings: Settings, atlas: Atlas, count: int) -> Motion:
     return jax.tree.map(np.array, still(settings.shape, len(atlas.centres), count))
 
 
-def centred(motion: Motion) -> Motion:
-    """The motions less their mean; angles, which have none, as they are."""
+def centred(fitted: Fitted) -> Fitted:
+    """Motions less their mean; somata are moved in the template by what is taken from their shifts.
+
+    Images stay as they are, so far as shifts go: otherwise a soma that lies far from the middle of
+    its images in the first one would have to grow again beyond its layer. Means of the rest are
+    left to the next re-estimation; angles, which have none, stay.
+    """
+    atlas, motion = fitted
     moved = Motion(*(part - part.mean(0, keepdims=True) for part in motion))
     pose = np.array(moved.pose)
     pose[..., 2] = motion.pose[..., 2]
-    return moved._replace(pose=jnp.asarray(pose))
+    shift = jnp.asarray(motion.pose[..., :2].mean(0))  # [K, 2]
+    size = atlas.rest.shape[0]
+    back = jnp.broadcast_to(-size * shift[:, None, None], (len(shift), size, size, 2))
+    pairs = zip(atlas.somata, back, strict=True)
+    somata = [warp(soma[..., None], u[None], border="constant")[0, ..., 0] for soma, u in pairs]
+    somata = jnp.reshape(jnp.asarray(somata), atlas.somata.shape)
+    atlas = atlas._replace(somata=somata, centres=atlas.centres + shift)
+    return Fitted(atlas, moved._replace(pose=jnp.asarray(pose)))
