@@ -81,6 +81,26 @@ def test_a_shift_that_turns_with_its_soma_goes_to_the_template():
     assert np.abs(found - wanted).max() < 0.1 < 0.3 < before
 
 
+def test_a_mean_shift_goes_to_the_template_and_its_centre():
+    """Images of somata far from where the template has them stay the same; so do their labels."""
+    atlas, motion = builders_atlas.atlas(1.0), builders_atlas.motions(0, scale=0.3)
+    kept = motion._replace(  # what else has a mean is not put back
+        shared=motion.shared - motion.shared.mean(0, keepdims=True),
+        own=jnp.zeros_like(motion.own),
+        pose=(motion.pose - motion.pose.mean(0, keepdims=True)).at[..., 3:].set(0),
+        soma_gain=jnp.zeros_like(motion.soma_gain),
+        gain=jnp.zeros_like(motion.gain),
+    )
+    away = jnp.array([[0.1, -0.05], [-0.12, 0.03]])  # 6 to 8 pixels
+    moved = kept._replace(pose=kept.pose.at[..., :2].add(away[None]))
+    made = template.centred(Fitted(atlas._replace(rest=jnp.zeros_like(atlas.rest)), moved))
+    assert np.abs(made.motion.pose[..., :2].mean(0)).max() < 1e-6
+    np.testing.assert_allclose(made.atlas.centres, atlas.centres + away, atol=1e-6)
+    before, _ = images(atlas._replace(rest=jnp.zeros_like(atlas.rest)), moved, Camera.create())
+    after, _ = images(made.atlas, made.motion, Camera.create())
+    assert np.abs(after - before).max() < 0.03  # of templates interpolated once more
+
+
 @pytest.mark.parametrize("additive", [0.0, 1.0])
 def test_held_out_images_tell_whether_layers_add_up(additive):
     camera = Camera.create(read=0.03, step=1 / 255)

@@ -276,6 +276,8 @@ def centred(fitted: Fitted) -> Fitted:
     back = jnp.broadcast_to(-size * shift[:, None, None], (len(shift), size, size, 2))
     pairs = zip(atlas.somata, back, strict=True)
     somata = [warp(soma[..., None], u[None], border="constant")[0, ..., 0] for soma, u in pairs]
-    somata = jnp.reshape(jnp.asarray(somata), atlas.somata.shape)
-    atlas = atlas._replace(somata=somata, centres=atlas.centres + shift)
+    atlas = atlas._replace(
+        somata=jnp.reshape(jnp.asarray(somata), atlas.somata.shape),
+        centres=atlas.centres + shift,
+    )
     return Fitted(atlas, moved._replace(pose=jnp.asarray(pose)))
