@@ -169,6 +169,9 @@ def generate(
       num: of samples.
       conditions: `num` inputs `[H, W, K]` in [-1, 1], of an objective that predicts from them;
         read when their chunk is drawn.
+
+    Raises:
+      UserError: if an image is not finite.
     """
     if conditions is not None and len(conditions) < num:
         raise ValueError(f"conditions: wanted {num}, one a sample, got {len(conditions)}")
@@ -182,6 +185,11 @@ def generate(
             own = np.minimum(np.arange(first, first + _CHUNK), num - 1)
             given = parallel.spread(np.stack([conditions[int(i)] for i in own]))
         part = jax.device_get(draw(parallel.spread(keys), given))
+        if not np.isfinite(part.images).all():
+            raise UserError(
+                f"samples {first} to {first + _CHUNK - 1} are not finite numbers: this checkpoint is"
+                " broken; choose an earlier one with --step, or train again"
+            )
         yield jax.tree.map(lambda leaf, n=num - first: leaf[:n], part)
 
 

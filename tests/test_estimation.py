@@ -112,7 +112,7 @@ def test_the_distribution_has_the_mean_and_covariance_it_was_given():
     mixing = rng.normal(size=(size, size)) / np.sqrt(size)
     mean, covariance = rng.normal(size=size), mixing @ mixing.T
     draws = mean[None] + rng.normal(size=(4000, size)) @ mixing.T
-    made = deformations.distribution(deformations.Gaussian(mean, covariance, draws), like)
+    made = deformations.distribution(deformations.Gaussian(draws, 0 * covariance, draws), like)
     white = jax.random.normal(jax.random.key(1), (8000, size))
     rows = np.asarray(likelihood.flatten(deformations.motions(made, white, like)))
     angle = 2 * 4 * 4 * 2 + 2
@@ -130,7 +130,7 @@ def test_coordinates_keep_a_distribution_that_is_not_normal():
     draws = rng.normal(size=(2000, size))
     angle = 2 * 4 * 4 * 2 + 2
     draws[:, angle] = np.where(rng.random(2000) < 0.5, 0.3, 1.4) + 0.05 * rng.normal(size=2000)
-    gaussian = deformations.Gaussian(draws.mean(0), np.cov(draws.T), draws)
+    gaussian = deformations.Gaussian(draws, np.zeros((size, size)), draws)
     made = deformations.distribution(gaussian, like)
     white = jax.random.normal(jax.random.key(1), (2000, size))
     angles = deformations.motions(made, white, like).pose[:, 0, 2] % (2 * np.pi)
@@ -147,13 +147,26 @@ def test_motions_depend_on_turns_as_those_of_the_images_do():
     draws = rng.normal(size=(500, size))
     draws[:, first + 2] = rng.uniform(0, np.pi, 500)
     draws[:, first] += 2 * np.cos(2 * draws[:, first + 2])
-    gaussian = deformations.Gaussian(draws.mean(0), np.cov(draws.T), draws)
+    gaussian = deformations.Gaussian(draws, np.zeros((size, size)), draws)
     made = deformations.distribution(gaussian, like)
     white = jax.random.normal(jax.random.key(1), (4000, size))
     pose = np.asarray(deformations.motions(made, white, like).pose[:, 0], np.float64)
     left = pose[:, 0] - 2 * np.cos(2 * pose[:, 2])
     assert abs(left.std() - 1) < 0.1 and abs(pose[:, 0].std() - np.sqrt(3)) < 0.1
     assert abs(np.corrcoef(pose[:, 1], np.cos(2 * pose[:, 2]))[0, 1]) < 0.1
+
+
+def test_few_images_that_are_hardly_told_have_motions_too():
+    rng = np.random.default_rng(0)
+    like = still(Shape(4, 4, 4, 8), 2, 6)
+    rows = rng.normal(size=(6, sum(part[0].size for part in like)))
+    gaussian = deformations.Gaussian(
+        rows, np.eye(rows.shape[1]), rows + rng.normal(size=rows.shape)
+    )
+    made = deformations.distribution(gaussian, like)
+    white = jax.random.normal(jax.random.key(1), (50, rows.shape[1]))
+    spread = np.asarray(likelihood.flatten(deformations.motions(made, white, like))).std(0)
+    assert np.isfinite(spread).all() and spread.min() > 0.1
 
 
 def test_an_image_without_structure_is_an_error():

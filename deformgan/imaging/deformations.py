@@ -30,6 +30,7 @@ _QUANTILES = 256  # of each coordinate
 _REDUCED = Phase(2, 0.0, 0)  # resolution at which images are seen
 _HARMONICS = (1, 2)  # of a turn: the second is that of an ellipse
 _RIDGES = 10.0 ** np.arange(-2, 7)  # penalties tried, of which cross-validation chooses
+_ENOUGH = 10  # images a harmonic: with fewer, cross-validation is chance
 _COUNTED = 64  # pixels a side at which what they tell is counted, or of halved images
 
 
@@ -52,14 +53,24 @@ class Gaussian(NamedTuple):
     """Of flattened motions.
 
     Attributes:
-      mean: `[D]`.
-      covariance: `[D, D]`.
+      rows: `[N, D]` the best motion of each image.
+      left_open: `[D, D]` covariance of what images leave open, on average.
       draws: `[N, D]` one motion of each image's posterior.
     """
 
-    mean: np.ndarray
-    covariance: np.ndarray
+    rows: np.ndarray
+    left_open: np.ndarray
     draws: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """`[D]`."""
+        return self.rows.mean(0)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """`[D, D]`."""
+        return np.cov(self.rows.T) + self.left_open
 
 
 def distribution(gaussian: Gaussian, motion: Motion) -> Distribution:
@@ -70,23 +81,23 @@ def distribution(gaussian: Gaussian, motion: Motion) -> Distribution:
       motion: whose shapes say which coordinates are angles.
     """
     turns = _turns(motion)
-    values = gaussian.draws.copy()
-    values[:, turns] = _unrolled(values[:, turns])
-    waves = np.asarray(_harmonics(values[:, turns]), np.float64)
-    of_turns = _regressed(values, waves)
+    of_turns = _regressed(gaussian.rows, _waves(gaussian.rows, turns))
     of_turns[turns] = 0
-    shared = np.cov(np.concatenate([values, waves], 1).T)
-    of_values, of_waves = np.split(shared[:, values.shape[1] :], [values.shape[1]])
-    explained = of_turns @ of_values.T
-    left = gaussian.covariance - explained - explained.T + of_turns @ of_waves @ of_turns.T
-    grid = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    root = square_root(left)
+    rows = gaussian.rows - _waves(gaussian.rows, turns) @ of_turns.T
+    draws = gaussian.draws - _waves(gaussian.draws, turns) @ of_turns.T
+    draws[:, turns] = _unrolled(draws[:, turns])
+    root = square_root(gaussian._replace(rows=rows).covariance)
     root /= np.sqrt(np.sum(np.square(root), 1, keepdims=True))
+    grid = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     return Distribution(
         jnp.asarray(root[:, ::-1], jnp.float32),
-        jnp.asarray(np.quantile(values - waves @ of_turns.T, grid, axis=0).T, jnp.float32),
+        jnp.asarray(np.quantile(draws, grid, axis=0).T, jnp.float32),
         jnp.asarray(of_turns, jnp.float32),
     )
+
+
+def _waves(rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    return np.asarray(_harmonics(rows[:, turns]), np.float64)
 
 
 def _turns(motion: Motion) -> np.ndarray:
@@ -105,8 +116,11 @@ def _regressed(values: np.ndarray, waves: np.ndarray) -> np.ndarray:
     """Slopes `[D, H]` of the values `[N, D]` along the waves `[N, H]`, by ridge regression.
 
     Each value has the penalty of its own generalised cross-validation (Golub, Heath and Wahba
-    1979): where turns explain nothing, nearly nothing is left of the slopes.
+    1979): where turns explain nothing, nearly nothing is left of the slopes. Of too few images
+    nothing is learned.
     """
+    if len(values) < _ENOUGH * waves.shape[1]:
+        return np.zeros((values.shape[1], waves.shape[1]))
     values, waves = values - values.mean(0), waves - waves.mean(0)
     spread = np.maximum(waves.std(0), 1e-12)
     left, sizes, right = np.linalg.svd(waves / spread, full_matrices=False)
@@ -201,4 +215,4 @@ def fit(
         draws[k] += known @ (inverse.T @ rng.normal(size=known.shape[1]))
         draws[k] += free @ rng.normal(size=free.shape[1])
     left_open = known @ (total / len(rows)) @ known.T + free @ free.T
-    return Gaussian(rows.mean(0), np.cov(rows.T) + left_open, draws)
+    return Gaussian(rows, left_open, draws)
