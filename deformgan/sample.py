@@ -187,7 +187,7 @@ def generate(
         part = jax.device_get(draw(parallel.spread(keys), given))
         if not np.isfinite(part.images).all():
             raise UserError(
-                f"samples {first} to {first + _CHUNK - 1} are not finite numbers: this checkpoint is"
+                f"samples {first} to {first + _CHUNK - 1} are not finite: this checkpoint is"
                 " broken; choose an earlier one with --step, or train again"
             )
         yield jax.tree.map(lambda leaf, n=num - first: leaf[:n], part)
