@@ -112,7 +112,8 @@ def test_the_distribution_has_the_mean_and_covariance_it_was_given():
     mixing = rng.normal(size=(size, size)) / np.sqrt(size)
     mean, covariance = rng.normal(size=size), mixing @ mixing.T
     draws = mean[None] + rng.normal(size=(4000, size)) @ mixing.T
-    made = deformations.distribution(deformations.Gaussian(draws, 0 * covariance, draws), like)
+    rows = mean[None] + np.sqrt(0.5) * (draws - mean[None])  # the other half is left open
+    made = deformations.distribution(deformations.Gaussian(rows, covariance / 2, draws), like)
     white = jax.random.normal(jax.random.key(1), (8000, size))
     rows = np.asarray(likelihood.flatten(deformations.motions(made, white, like)))
     angle = 2 * 4 * 4 * 2 + 2

@@ -82,7 +82,7 @@ def test_a_shift_that_turns_with_its_soma_goes_to_the_template():
 
 
 def test_a_mean_shift_goes_to_the_template_and_its_centre():
-    """Images of somata far from where the template has them stay the same; so do their labels."""
+    """Images of somata far from where the template has them stay the same."""
     atlas, motion = builders_atlas.atlas(1.0), builders_atlas.motions(0, scale=0.3)
     kept = motion._replace(  # what else has a mean is not put back
         shared=motion.shared - motion.shared.mean(0, keepdims=True),

@@ -1,8 +1,10 @@
 import csv
 import json
+from types import SimpleNamespace
 
 import imagecodecs
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
@@ -11,6 +13,7 @@ from scipy import ndimage
 
 from deformgan import sample, train
 from deformgan.errors import UserError
+from deformgan.objectives.contract import Samples
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +159,14 @@ def test_sampling_leaves_the_run_as_it_was(run, tmp_path):
     draw(run, tmp_path / "out")
     assert listing() == before
     assert jax.tree.leaves(before)
+
+
+def test_samples_that_are_not_finite_are_refused():
+    def images(variables, constants, keys, given):
+        return Samples(jnp.full((len(keys), 4, 4, 1), constants["value"]), {}, {})
+
+    broken = SimpleNamespace(sample=images)
+    (made,) = sample.generate(broken, {}, {"value": 0.0}, seed=0, num=3)
+    assert made.images.shape == (3, 4, 4, 1)
+    with pytest.raises(UserError, match="not finite"):
+        list(sample.generate(broken, {}, {"value": np.nan}, seed=0, num=3))

@@ -81,10 +81,12 @@ def distribution(gaussian: Gaussian, motion: Motion) -> Distribution:
       motion: whose shapes say which coordinates are angles.
     """
     turns = _turns(motion)
-    of_turns = _regressed(gaussian.rows, _waves(gaussian.rows, turns))
+    waves, of_draws = (
+        np.asarray(_harmonics(x[:, turns]), np.float64) for x in (gaussian.rows, gaussian.draws)
+    )
+    of_turns = _regressed(gaussian.rows, waves)
     of_turns[turns] = 0
-    rows = gaussian.rows - _waves(gaussian.rows, turns) @ of_turns.T
-    draws = gaussian.draws - _waves(gaussian.draws, turns) @ of_turns.T
+    rows, draws = gaussian.rows - waves @ of_turns.T, gaussian.draws - of_draws @ of_turns.T
     draws[:, turns] = _unrolled(draws[:, turns])
     root = square_root(gaussian._replace(rows=rows).covariance)
     root /= np.sqrt(np.sum(np.square(root), 1, keepdims=True))
@@ -94,10 +96,6 @@ def distribution(gaussian: Gaussian, motion: Motion) -> Distribution:
         jnp.asarray(np.quantile(draws, grid, axis=0).T, jnp.float32),
         jnp.asarray(of_turns, jnp.float32),
     )
-
-
-def _waves(rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    return np.asarray(_harmonics(rows[:, turns]), np.float64)
 
 
 def _turns(motion: Motion) -> np.ndarray:

@@ -261,11 +261,11 @@ def nowhere(settings: Settings, atlas: Atlas, count: int) -> Motion:
 
 
 def centred(fitted: Fitted) -> Fitted:
-    """Motions less their mean; somata are moved in the template by what is taken from their shifts.
+    """Motions less their mean; the mean shift of each soma moves its template and centre instead.
 
-    Images stay as they are, so far as shifts go: otherwise a soma that lies far from the middle of
-    its images in the first one would have to grow again beyond its layer. Means of the rest are
-    left to the next re-estimation; angles, which have none, stay.
+    Shifts then show the same images. Left to the next re-estimation, a soma would have to grow
+    again at its new place, which may be beyond its layer: it died out. Other means are small
+    enough to be left to it; angles have no mean and stay.
     """
     atlas, motion = fitted
     moved = Motion(*(part - part.mean(0, keepdims=True) for part in motion))
