@@ -50,7 +50,7 @@ def get_config(variants=""):
     config.augment.translation = 0.03
     config.train.batch_size = 32
     config.train.steps = 0
-    config.data.count = 360  # simulated images, 252 to train on, so that a first run takes minutes
+    config.data.count = 141  # simulated images, 99 to train on, so that a first run takes minutes
     config.evaluate.tests = ("statistics", "cnn", "shape")
     return base.apply_variants(config, variants, {"reported": reported, "smoke": smoke})
 
