@@ -172,8 +172,8 @@ def information(
     """`likelihood.information` `[N, K, K]` along `basis` `[D, K]`, as finely as it needs."""
     reduce = max(_REDUCED.reduce, atlas.rest.shape[0] // _COUNTED)
     return likelihood.information(
-        atlas, camera, motion, basis, nodes=nodes, phase=_REDUCED, reduce=reduce
-    )
+        atlas, camera, motion, basis, nodes=nodes, phases=[_REDUCED], reduce=reduce
+    )[0]
 
 
 def fit(

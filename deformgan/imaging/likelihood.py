@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -112,25 +112,31 @@ def information(
     basis: np.ndarray,
     *,
     nodes: int,
-    phase: Phase,
+    phases: Sequence[Phase],
     reduce: int,
 ) -> np.ndarray:
-    """Fisher information `[N, K, K]` of each image about coordinates along `basis` `[D, K]`.
+    """Fisher information `[P, N, K, K]` of each image about coordinates along `basis` `[D, K]`.
 
-    What the pixels of `phase` tell, counted at the resolution that `reduce` leaves.
+    What the pixels of each of the P `phases` tell, all of one blur, counted at the resolution that
+    `reduce` leaves: the derivatives, which take the time, are those of all phases.
     """
-    at = atlas_at(atlas, Phase(reduce, phase.blur, 0))
+    (blur,) = {phase.blur for phase in phases}
+    at = atlas_at(atlas, Phase(reduce, blur, 0))
     columns = jnp.asarray(basis.T, jnp.float32)
     out = []
     for own, size in chunks(len(motion.pose)):
         part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
         mean, change = _changes(at, part, columns, nodes=nodes)
-        pixels = 1 if phase.blur else (reduce / phase.reduce) ** 2  # rough noise is that of areas
-        each = pixels * _curvature(mean, camera, phase)
-        root = np.sqrt(np.asarray(each, np.float64)).reshape(len(each), 1, -1)[:size]
-        change = np.asarray(change, np.float64)[:size] * root  # float32 loses what is little known
-        out.append(change @ np.swapaxes(change, 1, 2))
-    return np.concatenate(out)
+        change = np.asarray(change, np.float64)[:size]  # float32 loses what is little known
+        told = []
+        for phase in phases:
+            pixels = 1 if blur else (reduce / phase.reduce) ** 2  # rough noise is that of areas
+            each = pixels * _curvature(mean, camera, phase)
+            root = np.sqrt(np.asarray(each, np.float64)).reshape(len(each), 1, -1)[:size]
+            weighted = change * root
+            told.append(weighted @ np.swapaxes(weighted, 1, 2))
+        out.append(told)
+    return np.concatenate(out, 1)
 
 
 @functools.partial(jax.jit, static_argnames="nodes")

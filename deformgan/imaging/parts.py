@@ -22,6 +22,7 @@ from deformgan import camera as cameras
 from deformgan.camera import Camera
 from deformgan.imaging import deformations, likelihood, reconstruction, registration, template
 from deformgan.imaging.atlas import Atlas, Fitted, Motion, render
+from deformgan.imaging.likelihood import Phase
 from deformgan.imaging.template import Settings
 
 PARTS = {  # fields of a motion, and what they are
@@ -32,6 +33,7 @@ PARTS = {  # fields of a motion, and what they are
 _IMAGES = likelihood.CHUNK  # that have a say
 _PROBED = 5  # of them, on which parameters are counted
 _STEPS = 8  # of reconstruction
+_COARSE = (Phase(2, 0.0, 5),)  # of registration before it
 _PRICE = 0.25  # nats that a parameter must gain
 
 
@@ -72,17 +74,15 @@ def _without(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Setti
     prior = template.start_prior(settings, len(atlas.centres))
     tolerant = likelihood.forgiving(camera)
 
-    def register(atlas: Atlas, start: Motion) -> Motion:
-        return registration.register(
-            images, atlas, tolerant, prior, start, template.AGAIN, nodes=nodes
-        )
+    def register(atlas: Atlas, start: Motion, phases: tuple[Phase, ...]) -> Motion:
+        return registration.register(images, atlas, tolerant, prior, start, phases, nodes=nodes)
 
     still = {name: np.zeros_like(getattr(fitted.motion, name)) for name in settings.still}
-    motion = register(atlas, fitted.motion._replace(**still))
+    motion = register(atlas, fitted.motion._replace(**still), _COARSE)
     held = template.centred(Fitted(atlas, motion))
     atlas = reconstruction.re_estimated(images, held, camera, nodes, steps=_STEPS)
     atlas = reconstruction.in_the_middle(held._replace(atlas=atlas), nodes)
-    return Fitted(atlas, register(atlas, held.motion))
+    return Fitted(atlas, register(atlas, held.motion, template.AGAIN))
 
 
 def _loss(images: np.ndarray, fitted: Fitted, camera: Camera, settings: Settings) -> float:

@@ -37,7 +37,7 @@ class Search:
     steps: int
 
 
-ROUGH, FINE = Search(2**0.25, 12), Search(2**0.125, 24)
+ROUGH, FINE = Search(2**0.25, 6), Search(2**0.125, 24)
 
 
 def focused(

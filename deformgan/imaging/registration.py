@@ -171,9 +171,7 @@ def register(
       NumPy arrays, as `start`.
     """
     atlases = [likelihood.atlas_at(atlas, phase) for phase in phases]
-    ready = [
-        _preconditioner(atlas, camera, prior, start, nodes=nodes, phase=phase) for phase in phases
-    ]
+    ready = _preconditioners(atlas, camera, prior, start, nodes=nodes, phases=phases)
     like = jax.tree.map(lambda x: jnp.asarray(x[:1]), start)
     parts = []
     for own, size in likelihood.chunks(len(images)):
@@ -197,17 +195,29 @@ def register(
     return jax.tree.map(np.asarray, likelihood.unflatten(jnp.asarray(np.concatenate(parts)), like))
 
 
-def _preconditioner(
-    atlas: Atlas, camera: Camera, prior: Prior, motion: Motion, *, nodes: int, phase: Phase
-) -> jax.Array:
-    """The inverse of the mean Hessian of a few images, `[D, D]`, seen coarsely."""
+def _preconditioners(
+    atlas: Atlas,
+    camera: Camera,
+    prior: Prior,
+    motion: Motion,
+    *,
+    nodes: int,
+    phases: tuple[Phase, ...],
+) -> list[jax.Array]:
+    """The inverse of the mean Hessian `[D, D]` of a few images in each phase, seen coarsely."""
     few = np.linspace(0, len(motion.pose) - 1, min(len(motion.pose), _PROBED)).astype(int)
     some = jax.tree.map(lambda x: x[few], motion)
     whiten = np.asarray(prior.whiten, np.float64)
-    seen = likelihood.information(
-        atlas, camera, some, np.eye(len(whiten)), nodes=nodes, phase=phase, reduce=_COARSE
-    )
-    hessian = seen.mean(0) + whiten.T @ whiten
-    scale = np.sqrt(np.diag(hessian))
-    inverse = np.linalg.inv(hessian / np.outer(scale, scale) + 1e-3 * np.eye(len(scale)))
-    return jnp.asarray(inverse / np.outer(scale, scale), jnp.float32)
+    every = np.eye(len(whiten))
+    out: dict[Phase, jax.Array] = {}
+    for blur in {phase.blur for phase in phases}:
+        alike = [phase for phase in phases if phase.blur == blur]
+        told = likelihood.information(
+            atlas, camera, some, every, nodes=nodes, phases=alike, reduce=_COARSE
+        )
+        for phase, seen in zip(alike, told, strict=True):
+            hessian = seen.mean(0) + whiten.T @ whiten
+            scale = np.sqrt(np.diag(hessian))
+            inverse = np.linalg.inv(hessian / np.outer(scale, scale) + 1e-3 * np.eye(len(scale)))
+            out[phase] = jnp.asarray(inverse / np.outer(scale, scale), jnp.float32)
+    return [out[phase] for phase in phases]
