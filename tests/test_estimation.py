@@ -2,10 +2,12 @@
 
 import json
 
+import builders_atlas
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders_atlas import SHAPE
 
 from configs import worms
 from deformgan import camera as cameras
@@ -14,7 +16,8 @@ from deformgan.camera import Camera
 from deformgan.checkpoint import Checkpoints
 from deformgan.data import simulated
 from deformgan.imaging import deformations, estimation, layers, likelihood, template
-from deformgan.imaging.atlas import Fitted, Shape, still
+from deformgan.imaging.atlas import Fitted, Shape, render, still
+from deformgan.imaging.template import Settings
 from deformgan.metrics.diversity import diversity_ratio
 from deformgan.objectives import atlas as objective
 from deformgan.workdir import Workdir
@@ -184,6 +187,26 @@ def test_a_run_writes_what_it_estimated(run):
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["folded"] == 0 and np.isfinite(last["gen/adversarial"])
     assert last["gen/code_change"] > 0  # the correction has begun to learn
+
+
+def test_what_compression_leaves_in_the_same_place_is_background_and_no_structure():
+    """A faint pattern that an atlas took for a structure is replayed as recorded."""
+    clean, motion = builders_atlas.atlas(blur=1.0), builders_atlas.motions(0, batch=12)
+    blocks = np.random.default_rng(0).integers(0, 3, (12, 8, 8)).repeat(8, 1).repeat(8, 2) / 255
+    images = np.asarray(render(clean, motion, SHAPE.grid)) + blocks
+    images = np.round(np.clip(images, 0, 1) * 255) / 255
+    corner = np.s_[..., 56:, 56:]
+    pattern = 0.016 * (np.indices((8, 8)).sum(0) % 2)
+    rest = clean.rest.at[corner].set(jnp.asarray(pattern, jnp.float32))
+    camera = Camera.create(read=1 / 255, step=1 / 255, kernel=np.ones((3, 3)) / 3)
+    settings = Settings(SHAPE, somata=2, subset=12, images=12)
+    fitted = Fitted(clean._replace(rest=rest), motion)
+    kind, camera, atlas = estimation.refitted(images, fitted, camera, "gaussian", settings, 0)
+    assert kind == "mixed" and atlas.rest[corner].max() == 0
+    bright = clean.rest > 0.03
+    np.testing.assert_allclose(atlas.rest[bright], clean.rest[bright], atol=1e-6)
+    replayed = np.asarray(camera.bank + atlas.background)[corner]
+    np.testing.assert_allclose(replayed, images[corner], atol=1e-4)
 
 
 def test_resuming_estimates_nothing_again(run, monkeypatch):

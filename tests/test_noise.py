@@ -287,10 +287,12 @@ def test_recorded_backgrounds_are_replayed_with_what_structures_hid_filled_in():
     mean = np.full(blocks.shape, 0.1)
     for k in range(20):
         mean[k, 12:20, k : k + 8] = 0.7  # hides another place in each frame
+    mean[:, 24:, 24:] = 0.7  # and one in all
     given = Camera.create(read=0.01, step=STEP, kernel=np.ones((3, 3)) / 3, dark=0.1)
     bank = noise.recorded_backgrounds(mean + blocks, mean, given, mask=mean < 0.11)
     assert bank.shape == blocks.shape
     np.testing.assert_allclose(bank / STEP, np.round(bank / STEP), atol=1e-4)  # none of it is read
+    np.testing.assert_allclose(np.ptp(bank[:, 24:, 24:], (1, 2)), 0, atol=1e-6)  # whole blocks
     far = np.s_[:, :8]
     np.testing.assert_allclose(bank[far], blocks[far], atol=1e-6)
     replaying = given._replace(bank=jnp.asarray(bank))

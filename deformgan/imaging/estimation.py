@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
+from skimage.filters import apply_hysteresis_threshold
 
 from deformgan import camera as cameras
 from deformgan.camera import Camera
@@ -39,6 +41,7 @@ from deformgan.imaging.template import Settings
 
 _LEAST_MISFIT = 0.003  # unit intensity: nearer to a noiseless image no motion is believed to be
 _EMPTY = 0.01  # of the brightest signal: below it is background
+_PLAIN = 2.0  # times that: what of compressed frames is a structure
 _SHOWN = 8  # registered images in the report
 _STEPS = 8  # of the last reconstruction
 _TOO_LITTLE = 0.7  # of the variance, explained by one template: zephir's frames reach 0.96
@@ -183,7 +186,7 @@ def refitted(
         atlas = _without_haze(atlas)
         means = area.cut(rendered(fitted._replace(atlas=atlas), settings.nodes, whole))
         bank = noise.recorded_backgrounds(
-            images, means + offset, camera, mask=means <= background, seed=seed
+            images, means + offset, camera, mask=means - background < camera.step / 2, seed=seed
         )
         camera = camera._replace(bank=jnp.asarray(area.paste(bank)))
     else:
@@ -200,13 +203,17 @@ def refitted(
 
 
 def _without_haze(atlas: Atlas) -> Atlas:
-    """The layers without what is so faint that it counts as background."""
-    faint = _EMPTY * max(jnp.max(atlas.somata), jnp.max(atlas.rest))
+    """The layers without what is so faint that it counts as background.
 
-    def cut(layer: jax.Array) -> jax.Array:
-        return layer * jnp.clip(2 * layer / faint - 1, 0, 1)
-
-    return atlas._replace(somata=cut(atlas.somata), rest=cut(atlas.rest))
+    Of what is faint only what belongs to something brighter is kept (hysteresis thresholding, Canny
+    1986): what compression leaves in the same place of many frames is of no animal.
+    """
+    held = np.concatenate([atlas.somata, atlas.rest[None]])
+    faint = _EMPTY * held.max()
+    smooth = ndimage.gaussian_filter(held, (0, 1, 1))
+    plain = np.stack([apply_hysteresis_threshold(x, faint, _PLAIN * faint) for x in smooth])
+    held = jnp.asarray(held * plain * np.clip(2 * held / faint - 1, 0, 1))
+    return atlas._replace(somata=held[:-1], rest=held[-1])
 
 
 def _evidence(

@@ -28,6 +28,8 @@ KINDS = ("none", "gaussian", "poisson", "poisson_gaussian", "speckle")
 _PIXELS = 2**22  # that patches are looked for in
 _SAMPLE = 2**22  # pixels that `refit` looks at
 _BANK = 64  # frames whose backgrounds are kept
+_BLOCK = 16  # pixels: macroblocks of video, and multiples of the 8 of JPEG
+_LENDERS = 4  # frames that lend what is missing from each place beside it
 _MARGIN = 0.03  # of the side: what is so near to a structure is not called background
 _LAPLACIAN = np.array([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
 _CANDIDATES = ("gaussian", "poisson", "speckle", "poisson_gaussian")  # simplest first
@@ -202,7 +204,9 @@ def recorded_backgrounds(
 ) -> np.ndarray:
     """What frames, from beginning to end, add to an empty background.
 
-    What a structure hides of one comes from others; what all hide, from the camera's read noise.
+    What a structure hides of one comes from others; what all hide, from places beside it, whole
+    blocks of compression away, so that seams of blocks stay where they are; what is still missing,
+    from the camera's read noise.
 
     Args:
       images: `[N, H, W]` unit intensity.
@@ -222,8 +226,32 @@ def recorded_backgrounds(
     key, rng = jax.random.key(seed), np.random.default_rng(seed)
     out: np.ndarray = np.array(camera.read * coloured(key, (*seen.shape, 1), camera.kernel)[..., 0])
     for k, field in enumerate(out):
-        for other in [*rng.permutation(len(seen)), k]:
-            np.copyto(field, seen[other], where=empty[other])
+        missing = np.ones(field.shape, bool)
+        for down, across in _places_beside(*field.shape):
+            others = rng.permutation(len(seen))
+            for other in [k, *others] if not (down or across) else others[:_LENDERS]:
+                lent = _moved(seen[other], down, across)
+                np.copyto(field, lent, where=missing & np.isfinite(lent))
+                missing &= np.isnan(lent)
+            if not missing.any():
+                break
+    return out
+
+
+def _places_beside(height: int, width: int) -> list[tuple[int, int]]:
+    """Shifts by whole blocks of compression, the nearest first; (0, 0) is the first of them."""
+    rows, columns = (np.arange(-(n // _BLOCK), n // _BLOCK + 1) * _BLOCK for n in (height, width))
+    every = [(int(down), int(across)) for down in rows for across in columns]
+    return sorted(every, key=lambda shift: float(np.hypot(*shift)))
+
+
+def _moved(image: np.ndarray, down: int, across: int) -> np.ndarray:
+    """The image `[H, W]` so many rows down and columns to the right; NaN comes in."""
+    out = np.full_like(image, np.nan)
+    height, width = image.shape
+    to = np.s_[max(down, 0) : height + min(down, 0), max(across, 0) : width + min(across, 0)]
+    of = np.s_[max(-down, 0) : height - max(down, 0), max(-across, 0) : width - max(across, 0)]
+    out[to] = image[of]
     return out
 
 
