@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     fit.layers = ""  # which: labels of the source, as 1,2; '' to find them
     fit.shared_control = 14  # control points of the velocity of everything, along each axis
     fit.own_control = 14  # of the neurites' own
-    fit.gain_control = 14  # of the brightness of what is where
+    fit.gain_control = 8  # of their brightness
     fit.grid = 24  # points that velocities are integrated on, along each axis
 
     config.optimiser = optimiser = ml_collections.ConfigDict()

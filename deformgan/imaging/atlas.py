@@ -60,7 +60,7 @@ class Motion(NamedTuple):
       own: `[B, Q, Q, 2]` of the rest's own velocity.
       pose: `[B, K, 5]` of each bright soma, as `POSE`: shift, turn, stretch along its axes.
       soma_gain: `[B, K]` log brightness of the somata.
-      gain: `[B, G, G]` B-spline coefficients of the log brightness, a map on the templates.
+      gain: `[B, G, G]` B-spline coefficients of the log brightness of the rest, on its template.
     """
 
     shared: jax.Array
@@ -202,14 +202,16 @@ def layers(atlas: Atlas, motion: Motion, where: Coordinates) -> jax.Array:
 def gains(motion: Motion, where: Coordinates) -> jax.Array:
     """Brightness of each layer in each image, `[B, K + 1, S, S]`; 1 as in the template.
 
-    It is a map on the templates, moved with each of them: brightness is of structures, and of
-    places where there is none no image tells anything. A soma has a factor of its own besides.
+    That of the rest is a map on the template, moved with it: brightness is of structures, and of
+    places where there is none no image tells anything.
     """
-    matrix = splines.bspline_matrix(where.rest.shape[1], motion.gain.shape[1])
+    size = where.rest.shape[1]
+    matrix = splines.bspline_matrix(size, motion.gain.shape[1])
     of_template = splines.expand(matrix, motion.gain[..., None])
-    maps = [warp_each(of_template, u)[..., 0] for u in displacements(where)]
-    of_layers = jnp.pad(motion.soma_gain, ((0, 0), (0, 1)))
-    log_gain = jnp.stack(maps, 1) + of_layers[..., None, None]
+    rest = jnp.moveaxis(warp_each(of_template, displacements(where)[-1]), -1, 1)
+    shape = (*motion.soma_gain.shape, size, size)
+    somata = jnp.broadcast_to(motion.soma_gain[..., None, None], shape)
+    log_gain = jnp.concatenate([somata, rest], 1)
     return jnp.exp(jnp.clip(log_gain, -_LOG_GAIN, _LOG_GAIN))
 
 
