@@ -44,7 +44,7 @@ _EMPTY = 0.01  # of the brightest signal: below it is background
 _PLAIN = 2.0  # times that: what of compressed frames is a structure
 _SHOWN = 8  # registered images in the report
 _STEPS = 8  # of the last reconstruction
-_TOO_LITTLE = 0.7  # of the variance, explained by one template: zephir's frames reach 0.96
+_TOO_LITTLE = 0.7  # of the variance, explained by one template: zephir's frames reach 0.98
 _COARSE = likelihood.Phase(4, 0.0, 0)  # resolution that it is counted at
 _EM_ROUNDS = 3
 _EM_PHASES = (likelihood.Phase(2, 0.0, 2), likelihood.Phase(1, 0.0, 2))
@@ -212,8 +212,8 @@ def _without_haze(atlas: Atlas) -> Atlas:
     faint = _EMPTY * held.max()
     smooth = ndimage.gaussian_filter(held, (0, 1, 1))
     plain = np.stack([apply_hysteresis_threshold(x, faint, _PLAIN * faint) for x in smooth])
-    held = jnp.asarray(held * plain * np.clip(2 * held / faint - 1, 0, 1))
-    return atlas._replace(somata=held[:-1], rest=held[-1])
+    kept = jnp.asarray(held * plain * np.clip(2 * held / faint - 1, 0, 1))
+    return atlas._replace(somata=kept[:-1], rest=kept[-1])
 
 
 def _evidence(
