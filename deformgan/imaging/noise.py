@@ -225,12 +225,15 @@ def recorded_backgrounds(
     seen = np.where(empty, images[chosen] - mean[chosen], np.nan)
     key, rng = jax.random.key(seed), np.random.default_rng(seed)
     out: np.ndarray = np.array(camera.read * coloured(key, (*seen.shape, 1), camera.kernel)[..., 0])
+    height, width = seen.shape[1:]
+    around = np.pad(seen, ((0, 0), (height, height), (width, width)), constant_values=np.nan)
     for k, field in enumerate(out):
         missing = np.ones(field.shape, bool)
-        for down, across in _places_beside(*field.shape):
+        for down, across in _places_beside(height, width):
+            beside = np.s_[height - down : 2 * height - down, width - across : 2 * width - across]
             others = rng.permutation(len(seen))
             for other in [k, *others] if not (down or across) else others[:_LENDERS]:
-                lent = _moved(seen[other], down, across)
+                lent = around[other][beside]
                 np.copyto(field, lent, where=missing & np.isfinite(lent))
                 missing &= np.isnan(lent)
             if not missing.any():
@@ -243,16 +246,6 @@ def _places_beside(height: int, width: int) -> list[tuple[int, int]]:
     rows, columns = (np.arange(-(n // _BLOCK), n // _BLOCK + 1) * _BLOCK for n in (height, width))
     every = [(int(down), int(across)) for down in rows for across in columns]
     return sorted(every, key=lambda shift: float(np.hypot(*shift)))
-
-
-def _moved(image: np.ndarray, down: int, across: int) -> np.ndarray:
-    """The image `[H, W]` so many rows down and columns to the right; NaN comes in."""
-    out = np.full_like(image, np.nan)
-    height, width = image.shape
-    to = np.s_[max(down, 0) : height + min(down, 0), max(across, 0) : width + min(across, 0)]
-    of = np.s_[max(-down, 0) : height - max(down, 0), max(-across, 0) : width - max(across, 0)]
-    out[to] = image[of]
-    return out
 
 
 def choose_kind(
