@@ -9,6 +9,7 @@ from deformgan.imaging.atlas import Atlas, Motion, Shape, grid, still
 SHAPE = Shape(shared=8, own=8, gain=5, grid=16)
 SIZE = 64
 _SPREAD = {"shared": 0.05, "own": 0.05, "pose": 0.03, "soma_gain": 0.2, "gain": 0.2}
+_SPREAD |= {"appearance": 1.0}
 
 
 def blob(row, column, along, across, angle=0.0):
@@ -31,6 +32,7 @@ def atlas(blur=0.0):
         blur=jnp.float32(blur / SIZE),
         additive=jnp.float32(0),
         cells=jnp.asarray(subsampling.NONE),
+        modes=jnp.zeros(1),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
-if "PYTEST_XDIST_WORKER" not in os.environ:
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inherit it
     # Programs are compiled once a session, in whichever process needs them first.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp(prefix="deformgan-xla-")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)

@@ -90,7 +90,7 @@ def test_new_motions_are_as_varied_as_the_images(run, constants, clean):
     like = still(settings.shape, len(model.atlas.centres), 1)
     motion = deformations.motions(model.distribution, white, like)
     blank = np.zeros(clean.shape, np.float32)
-    means = estimation.rendered(Fitted(model.atlas, motion), settings.nodes, blank)
+    means = likelihood.rendered(Fitted(model.atlas, motion), settings.nodes, blank)
     ratio = diversity_ratio(jnp.asarray(means)[..., None], jnp.asarray(clean)[..., None])
     assert 0.75 < ratio < 1.25
 

@@ -241,24 +241,35 @@ def test_kernel_is_found_again_and_white_noise_has_none():
 
 
 @pytest.mark.usefixtures("compiled_quickly")
-def test_correlated_noise_is_not_taken_for_means_that_are_off():
+def test_noise_of_structures_has_a_level_and_a_correlation_of_its_own():
     rows, columns = np.indices((64, 64))
     blob = 0.7 * np.exp(-(((rows - 32) / 14) ** 2 + ((columns - 32) / 14) ** 2))
     mean = np.tile((0.1 + blob).astype(np.float32), (60, 1, 1))
-    made = Camera.create(
-        dark=0.1, read=0.01, gain=0.002, step=STEP, kernel=smooth_kernel()[1:-1, 1:-1]
-    )
-    images = np.asarray(expose(jax.random.key(0), jnp.asarray(mean)[..., None], made))[..., 0]
-    off = ndimage.shift(mean, (0, 2.0, 0.0), mode="nearest")
-    empty = mean < 0.105
-    start = made._replace(gain=jnp.float32(0), read=jnp.float32(STEP))
-    for means in (mean, off):
-        found, offset = noise.refit_correlated(images, means, start, mask=empty)
-        assert float(found.read) == pytest.approx(0.01, rel=0.05) and abs(offset) < 1e-3
-        level = float(camera.variance(found, jnp.float32(0.7)))
-        assert level == pytest.approx(0.01**2 + 0.002 * 0.6, rel=0.2)
-    taken = np.mean(np.square(images - off)[mean > 0.5])
-    assert taken > 2 * level  # what a likelihood without the Laplacian would say
+    coarse, fine = smooth_kernel()[1:-1, 1:-1], np.array([[0, 0, 0], [0.6, 0.8, 0], [0, 0, 0]])
+    given = Camera.create(dark=0.1, read=0.01, step=STEP, kernel=coarse)
+    images = np.asarray(expose(jax.random.key(0), jnp.asarray(mean)[..., None], given))[..., 0]
+    draw = jax.jit(camera.coloured, static_argnums=1)
+    field = np.asarray(draw(jax.random.key(1), (60, 64, 64, 1), jnp.asarray(fine)))[..., 0]
+    images = images + np.sqrt(0.004 * np.maximum(mean - 0.1, 0)) * field
+    start = given._replace(read=jnp.float32(STEP))
+    found, offset = noise.refit_correlated(images, mean, start, mask=mean < 0.105)
+    assert float(found.read) == pytest.approx(0.01, rel=0.05) and abs(offset) < 1e-3
+    for level in (0.2, 0.4, 0.7):
+        power = 0.01**2 + 0.004 * (level - 0.1)
+        assert float(camera.variance(found, jnp.float32(level))) == pytest.approx(power, rel=0.1)
+    near = ndimage.correlate(np.asarray(found.kernel), np.asarray(found.kernel), mode="constant")
+    middle = len(near) // 2
+    assert near[middle, middle + 1] == pytest.approx(0.48, abs=0.08)
+    assert near[middle + 1, middle] < 0.12
+
+
+def test_without_structure_the_correlation_is_that_of_the_background():
+    images = np.random.default_rng(0).normal(0.1, 0.01, (8, 32, 32))
+    start = Camera.create(read=STEP, step=STEP, kernel=np.ones((3, 3)) / 3)
+    mean = np.full(images.shape, 0.1)
+    found, _ = noise.refit_correlated(images, mean, start, mask=mean > 0)
+    np.testing.assert_array_equal(found.kernel, start.kernel)
+    assert float(found.gain) == float(found.speckle) == 0
 
 
 def test_noise_of_real_frames_is_as_correlated_as_they_are(real_data):

@@ -1,12 +1,12 @@
 """A deformable atlas: layers of one template, moved by diffeomorphisms and lit, before the camera.
 
 An image without noise is background + blur(max over layers of gain * template(coordinates)), or
-their sum; in a colour video a share of it has half the resolution (`subsampling.py`). Its
-coordinates follow a backward warp, from the image to the template: first one field shared by all
-layers, then a pose for each bright soma, and for all the rest a field of its own that carries the
-soma's shift where it is anchored to one and vanishes there otherwise. Every step has an inverse,
-by which labels move. Lengths are shares of the image's side, so that one motion serves
-every resolution.
+their sum, where modes (`appearance.py`) vary the template; in a colour video a share of it has half
+the resolution (`subsampling.py`). Its coordinates follow a backward warp, from the image to the
+template: first one field shared by all layers, then a pose for each bright soma, and for all the
+rest a field of its own that carries the soma's shift where it is anchored to one and vanishes there
+otherwise. Every step has an inverse, by which labels move. Lengths are shares of the image's side,
+so that one motion serves every resolution.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Atlas(NamedTuple):
       blur: standard deviation of the point spread, in shares of the side.
       additive: 1 where overlapping layers add up, 0 where the brightest alone is seen.
       cells: of pixels that share a part of their value, as `subsampling.Cells`.
+      modes: `[Q, K + 1, S, S]` ways in which the layers' signal varies from image to image, the
+        rest last; `[1]` for none.
     """
 
     somata: jax.Array
@@ -50,6 +52,12 @@ class Atlas(NamedTuple):
     blur: jax.Array
     additive: jax.Array
     cells: jax.Array
+    modes: jax.Array
+
+    @property
+    def mode_count(self) -> int:
+        """Q."""
+        return 0 if self.modes.ndim == 1 else len(self.modes)
 
 
 class Motion(NamedTuple):
@@ -61,6 +69,7 @@ class Motion(NamedTuple):
       pose: `[B, K, 5]` of each bright soma, as `POSE`: shift, turn, stretch along its axes.
       soma_gain: `[B, K]` log brightness of the somata.
       gain: `[B, G, G]` B-spline coefficients of the log brightness of the rest, on its template.
+      appearance: `[B, Q]` amounts of the atlas's modes, in their standard deviations.
     """
 
     shared: jax.Array
@@ -68,6 +77,7 @@ class Motion(NamedTuple):
     pose: jax.Array
     soma_gain: jax.Array
     gain: jax.Array
+    appearance: jax.Array
 
 
 class Fitted(NamedTuple):
@@ -86,14 +96,15 @@ class Shape(NamedTuple):
     grid: int
 
 
-def still(shape: Shape, somata: int, batch: int) -> Motion:
-    """No motion at all, for `batch` images of an atlas with this many bright somata."""
+def still(shape: Shape, somata: int, batch: int, modes: int = 0) -> Motion:
+    """No motion at all, for `batch` images of an atlas with so many bright somata and modes."""
     return Motion(
         jnp.zeros((batch, shape.shared, shape.shared, 2)),
         jnp.zeros((batch, shape.own, shape.own, 2)),
         jnp.zeros((batch, somata, len(POSE))),
         jnp.zeros((batch, somata)),
         jnp.zeros((batch, shape.gain, shape.gain)),
+        jnp.zeros((batch, modes)),
     )
 
 
@@ -191,11 +202,16 @@ def displacements(where: Coordinates) -> list[jax.Array]:
 
 def layers(atlas: Atlas, motion: Motion, where: Coordinates) -> jax.Array:
     """Signal of each layer in each image, `[B, K + 1, S, S]`; the rest is the last."""
-    templates = [*atlas.somata, atlas.rest]
-    read = [
-        warp(template[..., None], displacement, border="constant")[..., 0]
-        for template, displacement in zip(templates, displacements(where), strict=True)
-    ]
+    templates, shown = jnp.concatenate([atlas.somata, atlas.rest[None]]), displacements(where)
+    if atlas.mode_count:
+        varied = templates[None] + jnp.tensordot(motion.appearance, atlas.modes, 1)
+        framed = jnp.pad(varied, [(0, 0), (0, 0), (1, 1), (1, 1)])  # further out is 0 as well
+        read = [warp_each(framed[:, k, ..., None], u + 1)[..., 0] for k, u in enumerate(shown)]
+    else:
+        read = [
+            warp(template[..., None], u, border="constant")[..., 0]
+            for template, u in zip(templates, shown, strict=True)
+        ]
     return jnp.stack(read, 1) * gains(motion, where)
 
 

@@ -21,6 +21,7 @@ from deformgan.camera import Camera
 from deformgan.data.frames import Labels
 from deformgan.imaging import annotation as labelling
 from deformgan.imaging import (
+    appearance,
     deformations,
     likelihood,
     noise,
@@ -35,12 +36,10 @@ from deformgan.imaging import (
 )
 from deformgan.imaging import layers as structures
 from deformgan.imaging.annotation import Annotation
-from deformgan.imaging.atlas import Atlas, Fitted, Motion, render
+from deformgan.imaging.atlas import Atlas, Fitted, Motion
 from deformgan.imaging.deformations import Distribution
 from deformgan.imaging.template import Settings
 
-_LEAST_MISFIT = 0.003  # unit intensity: nearer to a noiseless image no motion is believed to be
-_EMPTY = 0.01  # of the brightest signal: below it is background
 _PLAIN = 2.0  # times that: what of compressed frames is a structure
 _SHOWN = 8  # registered images in the report
 _STEPS = 8  # of the last reconstruction
@@ -134,7 +133,10 @@ def estimate(
     atlas = reconstruction.smoothed(atlas, camera, len(images))
     say(f"point spread: {float(atlas.blur) * images.shape[1]:.2f} pixels")
     fitted = fitted._replace(atlas=atlas)
-    kind, camera, atlas = refitted(images, fitted, camera, found.kind, settings, seed)
+    fitted = appearance.varied(images, fitted, camera, settings.nodes)
+    say(f"template: {fitted.atlas.mode_count or 'no'} modes of appearance")
+    refit = functools.partial(refitted, images, kind=found.kind, settings=settings, seed=seed)
+    kind, camera, atlas = refit(fitted, camera=found.camera)
     say(f"noise: {_in_words(kind, camera)}, background {float(atlas.background):.4f}")
     fitted = Fitted(atlas, fitted.motion)
     share = explained(images, fitted, camera, settings.nodes)
@@ -146,6 +148,8 @@ def estimate(
             " source.image"
         )
     distribution, motion = learn(images, fitted, camera, settings, seed=seed, say=say)
+    if kind == "mixed":  # what motions do not explain is among it, and that is less now
+        kind, camera, atlas = refit(Fitted(atlas, motion), camera=found.camera)
     last = jax.tree.map(lambda x: x[-1:], motion)
     annotation = labelling.annotate(labels, atlas, last, settings.nodes)
     model = Model(atlas, camera, distribution, annotation)
@@ -158,7 +162,7 @@ def _with_cells(images: np.ndarray, fitted: Fitted, settings: Settings) -> Fitte
     cells = np.asarray(fitted.atlas.cells)
     plain = fitted.atlas._replace(cells=jnp.asarray(subsampling.NONE))
     if cells.shape != subsampling.NONE.shape:
-        means = rendered(Fitted(plain, fitted.motion), settings.nodes, images)
+        means = likelihood.rendered(Fitted(plain, fitted.motion), settings.nodes, images)
         cells = subsampling.refined(images, means, cells)
     return fitted._replace(atlas=plain._replace(cells=jnp.asarray(cells)))
 
@@ -177,16 +181,20 @@ def refitted(
     """
     area, atlas = padding.recorded(images), fitted.atlas
     whole, images = images, area.cut(images)
-    means = area.cut(rendered(fitted, settings.nodes, whole))
+    means = area.cut(likelihood.rendered(fitted, settings.nodes, whole))
     background = float(atlas.background)
-    empty = means - background < _EMPTY * (means.max() - background)
+    empty = means - background < likelihood.EMPTY * (means.max() - background)
     if camera.kernel.shape != (1, 1):
-        kind = "mixed"
+        kind, of_background = "mixed", camera.kernel
         camera, offset = noise.refit_correlated(images, means, camera, mask=empty, seed=seed)
         atlas = _without_haze(atlas)
-        means = area.cut(rendered(fitted._replace(atlas=atlas), settings.nodes, whole))
+        means = area.cut(likelihood.rendered(fitted._replace(atlas=atlas), settings.nodes, whole))
         bank = noise.recorded_backgrounds(
-            images, means + offset, camera, mask=means - background < camera.step / 2, seed=seed
+            images,
+            means + offset,
+            camera._replace(kernel=of_background),
+            mask=means - background < camera.step / 2,
+            seed=seed,
         )
         camera = camera._replace(bank=jnp.asarray(area.paste(bank)))
     else:
@@ -209,11 +217,13 @@ def _without_haze(atlas: Atlas) -> Atlas:
     1986): what compression leaves in the same place of many frames is of no animal.
     """
     held = np.concatenate([atlas.somata, atlas.rest[None]])
-    faint = _EMPTY * held.max()
+    faint = likelihood.EMPTY * held.max()
     smooth = ndimage.gaussian_filter(held, (0, 1, 1))
     plain = np.stack([apply_hysteresis_threshold(x, faint, _PLAIN * faint) for x in smooth])
-    kept = jnp.asarray(held * plain * np.clip(2 * held / faint - 1, 0, 1))
-    return atlas._replace(somata=kept[:-1], rest=kept[-1])
+    share = jnp.asarray(plain * np.clip(2 * held / faint - 1, 0, 1), jnp.float32)
+    kept = jnp.asarray(held) * share
+    modes = atlas.modes * share if atlas.mode_count else atlas.modes
+    return atlas._replace(somata=kept[:-1], rest=kept[-1], modes=modes)
 
 
 def _evidence(
@@ -241,7 +251,7 @@ def _evidence(
         "kernel": np.asarray(model.camera.kernel),
         "point_spread": np.asarray(model.atlas.blur * images.shape[1]),
         "observed": images[few],
-        "explained": rendered(some, settings.nodes, images[few]),
+        "explained": likelihood.rendered(some, settings.nodes, images[few]),
         "in_words": np.array(_in_words(kind, model.camera)),
     }
 
@@ -260,8 +270,8 @@ def learn(
     The last image is the source: it is registered with the others, but none of them.
     """
     atlas, motion = fitted
-    camera = likelihood.forgiving(camera, misfit(images, fitted, camera, settings.nodes))
-    covariance = template.start_covariance(settings, len(atlas.centres))
+    camera = likelihood.forgiving(camera, likelihood.misfit(images, fitted, camera, settings.nodes))
+    covariance = template.start_covariance(settings, len(atlas.centres), atlas.mode_count)
     for number in range(_EM_ROUNDS):
         last = number == _EM_ROUNDS - 1
         count = len(images) - 1 if last else min(len(images) - 1, _EM_IMAGES)
@@ -280,34 +290,9 @@ def learn(
     return deformations.distribution(found, motion), motion
 
 
-def rendered(fitted: Fitted, nodes: int, images: np.ndarray) -> np.ndarray:
-    """The noiseless image of each motion, `[N, S, S]` as `images`."""
-    out = np.zeros_like(images)
-    draw = functools.partial(_drawn, nodes=nodes)
-    for own, means in likelihood.by_chunk(draw, images, fitted.motion, fitted.atlas):
-        out[own] = means
-    return out
-
-
-@functools.partial(jax.jit, static_argnames="nodes")
-def _drawn(images: jax.Array, motion: Motion, atlas: Atlas, *, nodes: int) -> jax.Array:
-    del images
-    return render(atlas, motion, nodes)
-
-
-def misfit(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> float:
-    """How far motions are from the noiseless images where there is structure, unit intensity."""
-    means = rendered(fitted, nodes, images)
-    background = float(fitted.atlas.background)
-    seen = (means - background > _EMPTY * (means.max() - background)) & (means < 1)
-    seen &= (images > 0) & (images < 1)
-    away = np.square(images[seen] - means[seen]) - cameras.variance(camera, means[seen])
-    return float(np.sqrt(max(np.mean(away) if seen.any() else 0, _LEAST_MISFIT**2)))
-
-
 def explained(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> float:
     """Share of the images' variance around the background that the motions explain, less noise."""
-    means = jnp.asarray(rendered(fitted, nodes, images))
+    means = jnp.asarray(likelihood.rendered(fitted, nodes, images))
     seen, drawn = likelihood.reduced(jnp.asarray(images), _COARSE), cameras.expected(means, camera)
     dark = cameras.expected(fitted.atlas.background, camera)
     noise_power = jnp.mean(cameras.variance(camera, means)) / _COARSE.reduce**2

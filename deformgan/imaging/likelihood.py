@@ -19,7 +19,7 @@ from deformgan import camera as cameras
 from deformgan.camera import Camera
 from deformgan.filters import gaussian_blur
 from deformgan.imaging import subsampling
-from deformgan.imaging.atlas import Atlas, Motion, render
+from deformgan.imaging.atlas import Atlas, Fitted, Motion, render
 
 CHUNK = 50  # images registered at once: more do not fit the processor's cache
 _ROUNDED = 10  # images that the size of a chunk is rounded up to
@@ -27,6 +27,8 @@ _ROUGH_NOISE = 0.08  # unit intensity: how exactly blurred images are to be met
 _ROUGH_SIDE = 64  # pixels that this holds for
 _LEAST = 0.01**2  # variance below which a reduced image is not trusted
 _TINY = 1e-8
+_LEAST_MISFIT = 0.003  # unit intensity: nearer to a noiseless image no motion is believed to be
+EMPTY = 0.01  # of the brightest signal: below it is background
 _MISFIT = 0.01  # unit intensity: how far motions are from a noiseless image, if nothing else says
 
 
@@ -54,7 +56,7 @@ def unflatten(rows: jax.Array, like: Motion) -> Motion:
     """The inverse of `flatten`; only the shapes of `like` are used."""
     sizes = np.cumsum([part[0].size for part in like])[:-1]
     parts = jnp.split(rows, sizes, axis=1)
-    shaped = [x.reshape(-1, *part.shape[1:]) for x, part in zip(parts, like, strict=True)]
+    shaped = [x.reshape(len(rows), *part.shape[1:]) for x, part in zip(parts, like, strict=True)]
     return Motion(*shaped)
 
 
@@ -72,7 +74,12 @@ def atlas_at(atlas: Atlas, phase: Phase) -> Atlas:
     stack = jnp.concatenate([atlas.somata, atlas.rest[None]])
     stack = reduced(stack, phase)
     cells = atlas.cells if phase.reduce == 1 else jnp.asarray(subsampling.NONE)  # averaged away
-    return atlas._replace(somata=stack[:-1], rest=stack[-1], cells=cells)
+    modes = atlas.modes
+    if atlas.mode_count:
+        flat = modes.reshape(-1, *modes.shape[2:])
+        small = reduced(flat, phase)
+        modes = small.reshape(*modes.shape[:2], *small.shape[1:])
+    return atlas._replace(somata=stack[:-1], rest=stack[-1], cells=cells, modes=modes)
 
 
 def negative_log_likelihood(
@@ -185,3 +192,28 @@ def by_chunk(
         part = jax.tree.map(lambda x, o=own: jnp.asarray(x[o]), motion)
         out = function(jnp.asarray(images[own]), part, *shared)
         yield own[:size], jax.tree.map(lambda x, n=size: np.asarray(x)[:n], out)
+
+
+def rendered(fitted: Fitted, nodes: int, images: np.ndarray) -> np.ndarray:
+    """The noiseless image of each motion, `[N, S, S]` as `images`."""
+    out = np.zeros_like(images)
+    draw = functools.partial(_drawn, nodes=nodes)
+    for own, means in by_chunk(draw, images, fitted.motion, fitted.atlas):
+        out[own] = means
+    return out
+
+
+@functools.partial(jax.jit, static_argnames="nodes")
+def _drawn(images: jax.Array, motion: Motion, atlas: Atlas, *, nodes: int) -> jax.Array:
+    del images
+    return render(atlas, motion, nodes)
+
+
+def misfit(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> float:
+    """How far motions are from the noiseless images where there is structure, unit intensity."""
+    means = rendered(fitted, nodes, images)
+    background = float(fitted.atlas.background)
+    seen = (means - background > EMPTY * (means.max() - background)) & (means < 1)
+    seen &= (images > 0) & (images < 1)
+    away = np.square(images[seen] - means[seen]) - cameras.variance(camera, means[seen])
+    return float(np.sqrt(max(np.mean(away) if seen.any() else 0, _LEAST_MISFIT**2)))

@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage, optimize, signal
+from scipy import ndimage, optimize
 
 from deformgan.camera import Camera, coloured, variance
 from deformgan.errors import choose, require_shape
@@ -31,7 +31,7 @@ _BANK = 64  # frames whose backgrounds are kept
 _BLOCK = 16  # pixels: macroblocks of video, and multiples of the 8 of JPEG
 _LENDERS = 4  # frames that lend what is missing from each place beside it
 _MARGIN = 0.03  # of the side: what is so near to a structure is not called background
-_LAPLACIAN = np.array([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
+_LEVELS = 8  # of brightness, in equal ratios, at which noise of structures is measured
 _CANDIDATES = ("gaussian", "poisson", "speckle", "poisson_gaussian")  # simplest first
 
 
@@ -162,16 +162,16 @@ def refit_correlated(
     mask: np.ndarray,
     seed: int = 0,
 ) -> tuple[Camera, float]:
-    """Levels of correlated noise, given nearly noiseless images.
+    """Levels of correlated noise, and its correlation on structures, given nearly noiseless images.
 
-    On the background by maximum likelihood. On structures a mean that is slightly off would seem
-    noise: there only what a Laplacian leaves counts, as much of it as noise of this correlation
-    has, and variance above the background's is shared out between shot noise and speckle.
+    On the background by maximum likelihood. On structures compression leaves other noise, finer and
+    stronger: variance above the background's is shared out between shot noise and speckle, and the
+    kernel is that of what is left there. What no motion explains is among it.
 
     Args:
       images: `[N, H, W]` unit intensity, with noise.
       mean: noiseless intensity, of the same shape.
-      camera: where to start; its step and kernel are kept.
+      camera: where to start; its step is kept, and its kernel if there is no structure.
       mask: of the same shape, True on the background.
       seed: of the choice of pixels.
 
@@ -182,21 +182,23 @@ def refit_correlated(
     require_shape("mean", mean, images.shape)
     still, offset = refit(images, mean, camera, "gaussian", mask=mask, seed=seed)
     dark = float(np.median(mean[mask])) + offset
-    used, brightness = flat_patches.flat_pixels(mean, None, np.random.default_rng(seed))
-    fine = ndimage.convolve(images - mean, _LAPLACIAN[None])
-    square, light = np.square(fine.flat[used]), mean.flat[used] + offset - dark
-    groups = [brightness == k for k in np.unique(brightness)]
-    groups = [g for g in groups if g.sum() >= flat_patches.FEWEST]
-    light = np.array([max(light[g].mean(), 0) for g in groups])
-    white = np.square(_LAPLACIAN).sum() * float(camera.step) ** 2 / 12
-    passed = np.square(signal.convolve2d(np.asarray(camera.kernel), _LAPLACIAN)).sum()
-    variance = np.array([max(square[g].mean() - white, 0) for g in groups]) / passed
-    excess = np.maximum(variance - float(still.read) ** 2, 0)
-    scale = variance + float(still.read) ** 2 + 1e-12  # errors are relative
-    columns = np.stack([light, light**2], 1) / scale[:, None]
-    gain, speckle = optimize.nnls(columns, excess / scale)[0]
+    light, left = mean + offset - dark, images - mean - offset
+    on = ~mask & (images > 0) & (images < 1) & (light > float(camera.step))
+    if on.sum() < flat_patches.FEWEST:
+        return still._replace(dark=jnp.asarray(dark, jnp.float32)), offset
+    limits = np.geomspace(light[on].min(), light[on].max(), _LEVELS + 1)
+    group = np.digitize(light[on], limits[1:-1])
+    groups = [group == k for k in range(_LEVELS) if np.sum(group == k) >= flat_patches.FEWEST]
+    middle = np.array([light[on][g].mean() for g in groups])
+    power = np.array([np.square(left[on][g]).mean() for g in groups])
+    excess = np.maximum(power - float(still.read) ** 2 - float(camera.step) ** 2 / 12, 0)
+    weight = 1 / np.sqrt(power)  # between errors that are relative and those that are energy
+    columns = np.stack([middle, middle**2], 1) * weight[:, None]
+    gain, speckle = optimize.nnls(columns, excess * weight)[0]
     levels = {"dark": dark, "gain": gain, "speckle": np.sqrt(speckle)}
-    return still._replace(**{k: jnp.asarray(v, jnp.float32) for k, v in levels.items()}), offset
+    found = still._replace(**{k: jnp.asarray(v, jnp.float32) for k, v in levels.items()})
+    kernel = correlation_kernel(np.where(on, left, np.nan))
+    return found._replace(kernel=jnp.asarray(kernel)), offset
 
 
 def recorded_backgrounds(

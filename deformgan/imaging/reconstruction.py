@@ -98,13 +98,13 @@ def _pulled(
     hidden = _MODEST * jnp.maximum(mean - 1, 0)  # above white nothing else holds it down
     residual = cameras.uncensored(images, mean, camera) - mean - hidden
     told = jnp.stack([back(weight * residual)[0], back(weight)[0]], -1) * gain[..., None]
+    return jnp.stack([unread(told[:, k], u) for k, u in enumerate(displacements(where))])
 
-    def added(told: jax.Array, displacement: jax.Array) -> jax.Array:
-        """The adjoint of reading a template; of both channels in one scatter."""
-        read = functools.partial(warp, displacement=displacement, border="constant")
-        return jax.vjp(read, jnp.zeros((*atlas.rest.shape, 2)))[1](told)[0]
 
-    return jnp.stack([added(told[:, k], u) for k, u in enumerate(displacements(where))])
+def unread(values: jax.Array, displacement: jax.Array) -> jax.Array:
+    """The adjoint of reading a template: `[B, S, S, C]` of images, summed on it, `[S, S, C]`."""
+    read = functools.partial(warp, displacement=displacement, border="constant")
+    return jax.vjp(read, jnp.zeros(values.shape[1:]))[1](values)[0]
 
 
 def _kept(layer: np.ndarray, residual: np.ndarray, seen: np.ndarray) -> np.ndarray:

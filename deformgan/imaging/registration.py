@@ -36,7 +36,9 @@ class Prior(NamedTuple):
     whiten: jax.Array
 
 
-def smooth_covariance(shape: Shape, somata: int, *, pose_spread: np.ndarray) -> np.ndarray:
+def smooth_covariance(
+    shape: Shape, somata: int, modes: int, *, pose_spread: np.ndarray
+) -> np.ndarray:
     """Covariance `[D, D]` of motions before any has been seen: smooth fields, free poses.
 
     A field of P x P coefficients has precision a I + b L with the grid's Laplacian L.
@@ -44,6 +46,7 @@ def smooth_covariance(shape: Shape, somata: int, *, pose_spread: np.ndarray) -> 
     Args:
       shape: of the motions.
       somata: K.
+      modes: Q.
       pose_spread: `[5]` standard deviations, as `POSE`.
     """
 
@@ -60,6 +63,7 @@ def smooth_covariance(shape: Shape, somata: int, *, pose_spread: np.ndarray) -> 
         np.diag(np.tile(np.square(pose_spread), somata)),
         np.eye(somata) * 0.3**2,
         smooth(shape.gain, 6.0, 6.0),
+        np.eye(modes),
     ]
     size = sum(len(block) for block in blocks)
     out, first = np.zeros((size, size)), 0

@@ -136,6 +136,7 @@ def of_signal(signal: np.ndarray, background: float, outlines: np.ndarray) -> At
         blur=jnp.float32(1.0 / 128),
         additive=jnp.float32(0),
         cells=jnp.asarray(subsampling.NONE),
+        modes=jnp.zeros(1),
     )
 
 
@@ -246,10 +247,12 @@ def start_prior(settings: Settings, somata: int) -> registration.Prior:
     return registration.prior_of(np.zeros(len(covariance)), covariance)
 
 
-def start_covariance(settings: Settings, somata: int) -> np.ndarray:
+def start_covariance(settings: Settings, somata: int, modes: int = 0) -> np.ndarray:
     """Its covariance `[D, D]`; parts that are left out hardly vary."""
-    covariance = registration.smooth_covariance(settings.shape, somata, pose_spread=POSE_SPREAD)
-    like, scale = still(settings.shape, somata, 1), np.ones(len(covariance))
+    covariance = registration.smooth_covariance(
+        settings.shape, somata, modes, pose_spread=POSE_SPREAD
+    )
+    like, scale = still(settings.shape, somata, 1, modes), np.ones(len(covariance))
     names = np.repeat(like._fields, [part.size for part in like])
     scale[np.isin(names, settings.still)] = _HARDLY
     return covariance * np.outer(scale, scale)

@@ -89,7 +89,7 @@ def create(config: ml_collections.ConfigDict) -> Objective:
         atlas = model.atlas._replace(
             somata=model.atlas.somata + change[:-1], rest=model.atlas.rest + change[-1]
         )
-        like = still(plan.shape, len(atlas.centres), 1)
+        like = still(plan.shape, len(atlas.centres), 1, atlas.mode_count)
         motion = deformations.motions(model.distribution, refined, like)
         mean = render(atlas, motion, plan.nodes)[..., None]
         recorded = jax.vmap(lambda key, image: cameras.expose(key, image, model.camera))
