@@ -33,6 +33,8 @@ _LARGEST = 1e300  # of a number that can be drawn
 _ESTIMATED = {  # files of a run's folder estimation/, without .png
     "template": "The template, built from noisy training images alone, its layers, and what its"
     " structures are taken for.",
+    "modes": "How the brightness of structures varies beyond that: the template with each of the"
+    " first modes of appearance taken away and added.",
     "noise": "The camera's noise: standard deviation against brightness, and the kernel that gives"
     " it its correlation.",
     "registration": "Training images, the atlas carried to each of them, and what is left, which"

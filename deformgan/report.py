@@ -19,6 +19,8 @@ from deformgan.imaging.screening import Row
 from deformgan.objectives.contract import Samples
 
 _COLUMNS = 8
+_SHOWN_MODES = 8
+_AMOUNT = 2  # standard deviations of a mode
 _MESH = 8  # lines of the mesh are this many pixels apart
 _MOST_THUMBNAILS = 64
 
@@ -113,10 +115,11 @@ def evidence(folder: Path, found: dict[str, dict[str, np.ndarray]]) -> None:
     Args:
       folder: of the run.
       found: by the name of each animal `layers` `[K + 1, S, S]` and `structures` `[S, S]` (1
-        neurites, 2 dim, 3 bright somata) of the template; the noise's variance against brightness,
-        measured (`noise_mean`, `noise_variance`) and of the model (`noise_levels`, `noise_model`),
-        its `kernel` and `in_words`; and images `observed` and `explained` `[N, S, S]`; all in unit
-        intensity. The `point_spread` is a standard deviation in pixels.
+        neurites, 2 dim, 3 bright somata) of the template and its `modes` `[Q, K + 1, S, S]` of
+        appearance, `[1]` for none; the noise's variance against brightness, measured (`noise_mean`,
+        `noise_variance`) and of the model (`noise_levels`, `noise_model`), its `kernel` and
+        `in_words`; and images `observed` and `explained` `[N, S, S]`; all in unit intensity. The
+        `point_spread` is a standard deviation in pixels.
     """
     out = folder / "estimation"
     out.mkdir(exist_ok=True)
@@ -127,6 +130,8 @@ def evidence(folder: Path, found: dict[str, dict[str, np.ndarray]]) -> None:
         place.mkdir(exist_ok=True)
         np.savez_compressed(place / "estimation.npz", allow_pickle=False, **own)
         _template(place / "template.png", own["layers"], own["structures"])
+        if own["modes"].ndim > 1:
+            _modes(place / "modes.png", own["layers"], own["modes"])
         _noise(place / "noise.png", own)
         _registered(place / "registration.png", own["observed"], own["explained"])
 
@@ -145,6 +150,20 @@ def _template(file: Path, layers: np.ndarray, structures: np.ndarray) -> None:
     axes[-1].set_title("bright, dim somata, neurites", fontsize=9)
     for axis in axes:
         axis.set_axis_off()
+    figure.savefig(file, dpi=110)
+
+
+def _modes(file: Path, layers: np.ndarray, modes: np.ndarray) -> None:
+    """Draws the template with each of its first modes taken away and added."""
+    shown = modes[:_SHOWN_MODES]
+    figure = Figure(figsize=(1.6 * len(shown), 3.5), layout="constrained")
+    axes = figure.subplots(2, len(shown), squeeze=False)
+    for k, mode in enumerate(shown):
+        for axis, amount in zip(axes[:, k], (-_AMOUNT, _AMOUNT), strict=True):
+            varied = np.maximum(layers + amount * mode, 0).max(0)
+            axis.imshow(varied, cmap="gray", vmin=0, vmax=layers.max(), interpolation="nearest")
+            axis.set_axis_off()
+            axis.set_title(f"mode {k + 1}: {amount:+d} sd", fontsize=9)
     figure.savefig(file, dpi=110)
 
 

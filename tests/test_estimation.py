@@ -11,7 +11,7 @@ from builders_atlas import SHAPE
 
 from configs import worms
 from deformgan import camera as cameras
-from deformgan import sample, train
+from deformgan import report, sample, train
 from deformgan.camera import Camera
 from deformgan.checkpoint import Checkpoints
 from deformgan.data import simulated
@@ -207,6 +207,15 @@ def test_what_compression_leaves_in_the_same_place_is_background_and_no_structur
     np.testing.assert_allclose(atlas.rest[bright], clean.rest[bright], atol=1e-6)
     replayed = np.asarray(camera.bank + atlas.background)[corner]
     np.testing.assert_allclose(replayed, images[corner], atol=1e-4)
+
+
+def test_modes_of_appearance_are_shown(run, tmp_path):
+    with np.load(run[0] / "estimation" / "estimation.npz") as found:
+        evidence = dict(found)
+    assert evidence["modes"].shape == (1,)  # the simulator has none
+    assert not (run[0] / "estimation" / "modes.png").exists()
+    report.evidence(tmp_path, {"": evidence | {"modes": 0.1 * evidence["layers"][None]}})
+    assert (tmp_path / "estimation" / "modes.png").stat().st_size > 1000
 
 
 def test_resuming_estimates_nothing_again(run, monkeypatch):

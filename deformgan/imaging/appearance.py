@@ -77,7 +77,12 @@ def varied(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> Fi
     )
     if after**2 > (1 - _SHARE) * before**2:
         return fitted
-    return _with_amounts(images, _with_modes(fitted, _components(left, count)), tolerant, nodes)
+    fitted = _with_modes(fitted, _components(left, count))
+    atlas, motion = _with_amounts(images, fitted, tolerant, nodes)
+    spread = jnp.std(motion.appearance, 0)  # more than 1: pulled back, a mode is a little blurred
+    modes = atlas.modes * spread[:, None, None, None]
+    amounts = motion.appearance / spread[None]
+    return Fitted(atlas._replace(modes=modes), motion._replace(appearance=amounts))
 
 
 def _with_modes(fitted: Fitted, modes: np.ndarray) -> Fitted:

@@ -243,6 +243,7 @@ def _evidence(
     levels = jnp.linspace(0, 1, 101)
     return {
         "layers": layers,
+        "modes": np.asarray(model.atlas.modes),
         "structures": np.where(kinds.bright.any(0), 3, labels).astype(np.uint8),
         "noise_mean": curve.mean,
         "noise_variance": curve.variance,
