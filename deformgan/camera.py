@@ -16,10 +16,12 @@ from jax import lax
 from jax.scipy.special import log_ndtr, ndtr
 
 from deformgan.errors import require_shape
+from deformgan.filters import gaussian_blur
 
 _INVERTED = 32.0  # rates below are drawn by summing probabilities, those above by expansion
 _TERMS = 76  # of the sum: at rate 32 the rest has probability 3e-11
 _TAIL = -10.0  # below, log_ndtr is expanded: its own derivative overflows in float32
+_AROUND = 2.0  # pixels, sigma: about a block of 8
 _TINY = 1e-12  # variance that keeps a noiseless camera's divisions finite
 
 
@@ -35,7 +37,8 @@ class Camera(NamedTuple):
       kernel: `[k, k]`, k odd, squares summing to 1: white noise convolved with it has the noise's
         correlation. `[1, 1]` for white noise, the only one whose photons are counted one by one.
       bank: `[K, H, W]` recorded backgrounds less their mean, replayed in place of the read noise:
-        what compression leaves has no spectrum that tells all of it. `[1, 1, 1]` for none.
+        what compression leaves has no spectrum that tells all of it. With it, the other noise is
+        that of structures, by the brightness of their `surroundings`. `[1, 1, 1]` for none.
       frame: `[4 + L]`, of images with borders that were not recorded: first row, end of the rows,
         first column, end of the columns; L levels of the borders, of which each image has one.
         `[1]` for none.
@@ -114,7 +117,7 @@ def _exposed(
     if camera.bank.shape != (1, 1, 1):
         chosen = jax.random.randint(shot_key, mean.shape[:-3], 0, len(camera.bank))
         lit = camera._replace(read=jnp.zeros_like(camera.read))
-        noise = _root(variance(lit, mean), camera) * field
+        noise = _root(variance(lit, surroundings(mean)), camera) * field
         return _record(mean + noise + camera.bank[chosen][..., None], camera.step)
     if camera.kernel.shape != (1, 1):
         return _record(mean + _root(variance(camera, mean), camera) * field, camera.step)
@@ -135,6 +138,15 @@ def _framed(key: jax.Array, images: jax.Array, camera: Camera) -> jax.Array:
     border = levels[chosen][..., None, None, None]
     inside = jnp.broadcast_to(inside.reshape(*[1] * len(batch), height, width, 1), images.shape)
     return jnp.where(inside, images, border)
+
+
+def surroundings(images: jax.Array) -> jax.Array:
+    """Brightness around each pixel of `[..., H, W, C]`, by which compressed frames are noisy.
+
+    Compression spends its errors on a block, whichever of its pixels are bright.
+    """
+    flat = images.reshape(-1, *images.shape[-3:])
+    return gaussian_blur(flat, _AROUND).reshape(images.shape)
 
 
 def coloured(key: jax.Array, shape: tuple[int, ...], kernel: jax.Array) -> jax.Array:

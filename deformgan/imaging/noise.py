@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage, optimize
 
-from deformgan.camera import Camera, coloured, variance
+from deformgan.camera import Camera, coloured, surroundings, variance
 from deformgan.errors import choose, require_shape
 from deformgan.imaging import flat_patches, noise_levels, noise_mixture, photon_comb
 from deformgan.imaging.flat_patches import Curve
@@ -165,8 +165,9 @@ def refit_correlated(
     """Levels of correlated noise, and its correlation on structures, given nearly noiseless images.
 
     On the background by maximum likelihood. On structures compression leaves other noise, finer and
-    stronger: variance above the background's is shared out between shot noise and speckle, and the
-    kernel is that of what is left there. What no motion explains is among it.
+    stronger: its variance above the background's grows with the brightness around, as shot noise
+    and as speckle, and the kernel is that of what is left there. What no motion explains is among
+    it.
 
     Args:
       images: `[N, H, W]` unit intensity, with noise.
@@ -182,7 +183,8 @@ def refit_correlated(
     require_shape("mean", mean, images.shape)
     still, offset = refit(images, mean, camera, "gaussian", mask=mask, seed=seed)
     dark = float(np.median(mean[mask])) + offset
-    light, left = mean + offset - dark, images - mean - offset
+    around = surroundings(jnp.asarray(mean)[..., None])[..., 0]
+    light, left = np.asarray(around) + offset - dark, images - mean - offset
     on = ~mask & (images > 0) & (images < 1) & (light > float(camera.step))
     if on.sum() < flat_patches.FEWEST:
         return still._replace(dark=jnp.asarray(dark, jnp.float32)), offset
