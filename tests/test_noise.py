@@ -292,6 +292,20 @@ def test_noise_of_real_frames_is_as_correlated_as_they_are(real_data):
     assert guess.kind != "none" and guess.camera.kernel.shape == (13, 13)
 
 
+def test_compressed_structures_are_noisy_where_their_surroundings_are_bright():
+    mean = np.full((200, 32, 32), 0.1, np.float32)
+    mean[:, 12:20, 12:20] = 0.7
+    mean[:, 15:17, 15:17] = 0.1  # a dark gap
+    given = Camera.create(dark=0.1, gain=0.002, step=STEP)
+    given = given._replace(bank=jnp.zeros((2, 32, 32)))
+    images = np.asarray(expose(jax.random.key(0), jnp.asarray(mean)[..., None], given))[..., 0]
+    power = np.square(images - mean).mean(0)
+    around = np.asarray(camera.surroundings(jnp.asarray(mean[:1])[..., None]))[0, ..., 0] - 0.1
+    gap = power[15:17, 15:17].mean()
+    assert gap == pytest.approx(0.002 * around[15:17, 15:17].mean(), rel=0.15)
+    assert gap > 20 * power[:, :4].mean()
+
+
 def test_recorded_backgrounds_are_replayed_with_what_structures_hid_filled_in():
     rng = np.random.default_rng(0)
     blocks = STEP * rng.integers(0, 3, (20, 4, 4)).repeat(8, 1).repeat(8, 2)  # as compression
