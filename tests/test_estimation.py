@@ -245,6 +245,12 @@ def test_the_constants_are_the_model(constants):
     assert model.atlas.somata.shape[1:] == model.atlas.rest.shape == (SIZE, SIZE)
 
 
+def test_a_model_of_another_version_is_an_error(constants):
+    older = constants | {"atlas": {k: v for k, v in constants["atlas"].items() if k != "modes"}}
+    with pytest.raises(template.UserError, match=r"another version of deformgan.*'modes'"):
+        estimation.unpacked(older)
+
+
 def test_an_atlas_is_grey():
     config = worms.get_config("smoke")
     config.data.channels = 3

@@ -32,6 +32,7 @@ from deformgan.imaging.likelihood import Phase
 
 _MOST = 20  # modes
 _FEWEST = 40  # images from which modes are learned
+_IMAGES = 400  # that modes are learned from, at most
 _HELD_OUT = 5  # the last of so many parts decides how many modes there are
 _SMALL = 0.01  # unit intensity: what errors of motions leave
 _SHARE = 0.5  # of what motions leave in held-out images, that modes must explain
@@ -45,10 +46,10 @@ def varied(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> Fi
     Modes are learned from the first images, and the last decide: on how many by their evidence,
     which asks noise that happens to be like a mode to pay for it (MacKay 1992); and on whether
     there are any by what they explain. Appearance varies in few ways, errors of motions in as many
-    as motions themselves. Then all images make the modes.
+    as motions themselves. Then all make the modes.
 
     Args:
-      images: `[N, S, S]` unit intensity.
+      images: `[N, S, S]` unit intensity; of more than 400, some make the modes.
       fitted: an atlas without modes and the motion of each image.
       camera: their noise.
       nodes: of the grid that velocities are integrated on.
@@ -65,10 +66,12 @@ def varied(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> Fi
     if misfit < _SMALL:
         return fitted
     tolerant = likelihood.forgiving(camera, misfit)
-    left = _left(images, fitted, tolerant, nodes)
-    first = len(images) - len(images) // _HELD_OUT
-    unseen = images[first:]
-    held_out = Fitted(fitted.atlas, jax.tree.map(lambda x: x[first:], fitted.motion))
+    some = np.linspace(0, len(images) - 1, min(len(images), _IMAGES)).astype(int)
+    few = fitted._replace(motion=jax.tree.map(lambda x: x[some], fitted.motion))
+    left = _left(images[some], few, tolerant, nodes)
+    first = len(some) - len(some) // _HELD_OUT
+    unseen = images[some[first:]]
+    held_out = few._replace(motion=jax.tree.map(lambda x: x[first:], few.motion))
     count = _count(unseen, _with_modes(held_out, _components(left[:first], _MOST)), tolerant, nodes)
     tried = _with_modes(held_out, _components(left[:first], count))
     before, after = (

@@ -19,6 +19,7 @@ from skimage.filters import apply_hysteresis_threshold
 from deformgan import camera as cameras
 from deformgan.camera import Camera
 from deformgan.data.frames import Labels
+from deformgan.errors import UserError
 from deformgan.imaging import annotation as labelling
 from deformgan.imaging import (
     appearance,
@@ -72,13 +73,23 @@ def packed(model: Model) -> dict[str, dict[str, jax.Array]]:
 
 
 def unpacked(constants: dict[str, Any]) -> Model:
-    """The inverse of `packed`; other entries are left alone."""
-    return Model(
-        Atlas(**constants["atlas"]),
-        Camera(**constants["camera"]),
-        Distribution(**constants["distribution"]),
-        Annotation(**constants["annotation"]),
-    )
+    """The inverse of `packed`; other entries are left alone.
+
+    Raises:
+      UserError: if the model was estimated by a version that describes it by other quantities.
+    """
+    try:
+        return Model(
+            Atlas(**constants["atlas"]),
+            Camera(**constants["camera"]),
+            Distribution(**constants["distribution"]),
+            Annotation(**constants["annotation"]),
+        )
+    except TypeError as error:
+        raise UserError(
+            "checkpoint: its model was estimated by another version of deformgan; estimate it"
+            f" again in a new workdir, or sample it with that version ({error})"
+        ) from error
 
 
 @jax.default_matmul_precision("highest")
@@ -150,6 +161,7 @@ def estimate(
     distribution, motion = learn(images, fitted, camera, settings, seed=seed, say=say)
     if kind == "mixed":  # what motions do not explain is among it, and that is less now
         kind, camera, atlas = refit(Fitted(atlas, motion), camera=found.camera)
+        say(f"noise: {_in_words(kind, camera)}, by the final motions")
     last = jax.tree.map(lambda x: x[-1:], motion)
     annotation = labelling.annotate(labels, atlas, last, settings.nodes)
     model = Model(atlas, camera, distribution, annotation)
