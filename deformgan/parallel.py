@@ -44,11 +44,14 @@ def _on_cloud_tpu() -> bool:
 
 
 def keep_compilations() -> None:
-    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
+    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache.
+
+    Small ones too: an estimation compiles hundreds, and they are a third of a second start.
+    """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "deformgan" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def keep_memory() -> None:
