@@ -46,7 +46,7 @@ def _on_cloud_tpu() -> bool:
 def keep_compilations() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache.
 
-    Small ones too: an estimation compiles hundreds, and they are a third of a second start.
+    Small ones too: an estimation compiles hundreds of them.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -82,7 +82,8 @@ def varied(images: np.ndarray, fitted: Fitted, camera: Camera, nodes: int) -> Fi
         return fitted
     fitted = _with_modes(fitted, _components(left, count))
     atlas, motion = _with_amounts(images, fitted, tolerant, nodes)
-    spread = jnp.std(motion.appearance, 0)  # more than 1: pulled back, a mode is a little blurred
+    # More than 1, since a mode that was pulled back is a little blurred.
+    spread = jnp.maximum(jnp.std(motion.appearance, 0), 1e-6)
     modes = atlas.modes * spread[:, None, None, None]
     amounts = motion.appearance / spread[None]
     return Fitted(atlas._replace(modes=modes), motion._replace(appearance=amounts))

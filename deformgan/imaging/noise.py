@@ -172,7 +172,7 @@ def refit_correlated(
     Args:
       images: `[N, H, W]` unit intensity, with noise.
       mean: noiseless intensity, of the same shape.
-      camera: where to start; its step is kept, and its kernel if there is no structure.
+      camera: where to start; its step is kept, and its kernel if there is hardly any structure.
       mask: of the same shape, True on the background.
       seed: of the choice of pixels.
 
@@ -186,7 +186,7 @@ def refit_correlated(
     around = surroundings(jnp.asarray(mean)[..., None])[..., 0]
     light, left = np.asarray(around) + offset - dark, images - mean - offset
     on = ~mask & (images > 0) & (images < 1) & (light > float(camera.step))
-    if on.sum() < flat_patches.FEWEST:
+    if on.sum() < _LEVELS * flat_patches.FEWEST:  # so one level has enough of them
         return still._replace(dark=jnp.asarray(dark, jnp.float32)), offset
     limits = np.geomspace(light[on].min(), light[on].max(), _LEVELS + 1)
     group = np.digitize(light[on], limits[1:-1])
@@ -194,7 +194,7 @@ def refit_correlated(
     middle = np.array([light[on][g].mean() for g in groups])
     power = np.array([np.square(left[on][g]).mean() for g in groups])
     excess = np.maximum(power - float(still.read) ** 2 - float(camera.step) ** 2 / 12, 0)
-    weight = 1 / np.sqrt(power)  # between errors that are relative and those that are energy
+    weight = 1 / np.sqrt(power + 1e-12)  # between relative errors and energy
     columns = np.stack([middle, middle**2], 1) * weight[:, None]
     gain, speckle = optimize.nnls(columns, excess * weight)[0]
     levels = {"dark": dark, "gain": gain, "speckle": np.sqrt(speckle)}
