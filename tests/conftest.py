@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of subprocesses too: see `optimised` below
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inherit it
     # Programs are compiled once a session, in whichever process needs them first.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp(prefix="deformgan-xla-")
@@ -25,6 +26,13 @@ from absl import flags
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags
+
+
+@pytest.hookimpl(tryfirst=True)  # before the test's fixtures are made
+def pytest_runtest_setup(item):
+    """Compiles well for tests that are marked `optimised` alone."""
+    plain = item.get_closest_marker("optimised") is None
+    jax.config.update("jax_disable_most_optimizations", plain)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -84,6 +84,7 @@ def run(folder, tmp_path_factory):
         train__steps=2,
     )
     config.evaluate.tests, config.evaluate.metrics = ("statistics",), ("field_health",)
+    config.evaluate.features = ("random",)
     train.run(config, str(path / "run"))
     sample.run(str(path / "run"), None, num=40, out=str(path / "out"), form="npz", seed=0, step="2")
     return path

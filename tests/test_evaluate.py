@@ -9,7 +9,7 @@ from builders_inception import random_weights
 
 from configs import base
 from deformgan import evaluate, subjects, train, verdict
-from deformgan.data import simulated
+from deformgan.data import pipeline, simulated
 from deformgan.errors import UserError
 from deformgan.log import read_metrics
 from deformgan.metrics import cnn, features
@@ -154,6 +154,7 @@ def test_the_encoder_is_kept_and_made_anew_for_other_images(run, tmp_path):
         features.encoder(images, 0, store, steps.append)
 
 
+@pytest.mark.optimised
 def test_the_encoder_learns_to_recognise_an_image(monkeypatch):
     """Of 40 unseen images it finds another crop of the same one, far better than by chance."""
     monkeypatch.setattr(features, "STEPS", 300)
@@ -276,8 +277,7 @@ def test_a_source_image_from_the_test_split_is_left_out_with_its_block(tmp_path)
     settings = {"data__source": "folder", "data__path": str(tmp_path / "images")}
     settings |= {"evaluate__tests": ("statistics",), "evaluate__metrics": ("diversity",)}
     config = smoke(**settings, train__steps=5)
-    train.run(config, str(tmp_path / "first"))
-    split = json.loads((tmp_path / "first/split.json").read_text())
+    split = pipeline.build(pipeline.open_frames(config.data), config.data, config.source).split
     config.source.image = split["names"]["test"][0]
     train.run(config, str(tmp_path / "run"))
     evaluate.run(str(tmp_path / "run"), None, step="newest")
@@ -328,6 +328,7 @@ def test_colour_is_seen_and_grey_stays_grey(tmp_path):
     )
 
 
+@pytest.mark.optimised
 def test_only_the_published_weights_make_an_fid(tmp_path):
     state = random_weights(0)
     metadata = {"source_sha256": "0" * 64, "tensors_sha256": inception.checksum(state)}

@@ -1,5 +1,3 @@
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,26 +40,9 @@ def smooth_kernel():
     return kernel / np.sqrt(np.square(kernel).sum())
 
 
-@contextlib.contextmanager
-def quick_compilation():
-    """For programs that take longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def compiled_quickly():
-    with quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def clean():
-    with quick_compilation():
-        return simulated.draw(0, COUNT, 5, "neurites", 64).clean[..., 0]
+    return simulated.draw(0, COUNT, 5, "neurites", 64).clean[..., 0]
 
 
 def record(clean, name):
@@ -205,7 +186,6 @@ def test_generated_photons_have_the_grey_levels_of_the_images(noisy, estimates):
 
 
 @pytest.mark.parametrize("size", [(24, 28), (11, 13)])
-@pytest.mark.usefixtures("compiled_quickly")
 def test_coloured_noise_has_unit_variance_everywhere_and_its_kernels_correlation(size):
     kernel = jnp.asarray(smooth_kernel(), jnp.float32)
     draw = jax.jit(camera.coloured, static_argnums=1)
@@ -219,7 +199,6 @@ def test_coloured_noise_has_unit_variance_everywhere_and_its_kernels_correlation
     assert far.mean() == pytest.approx(0, abs=0.02)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_kernel_is_found_again_and_white_noise_has_none():
     kernel = jnp.asarray(smooth_kernel(), jnp.float32)
     draw = jax.jit(camera.coloured, static_argnums=1)
@@ -240,7 +219,6 @@ def test_kernel_is_found_again_and_white_noise_has_none():
     np.testing.assert_array_equal(correlation_kernel(np.where(mask, white, np.nan)), [[1]])
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_noise_of_structures_has_a_level_and_a_correlation_of_its_own():
     rows, columns = np.indices((64, 64))
     blob = 0.7 * np.exp(-(((rows - 32) / 14) ** 2 + ((columns - 32) / 14) ** 2))
@@ -341,7 +319,6 @@ CAMERAS = {
 
 
 @pytest.mark.parametrize("name", CAMERAS)
-@pytest.mark.usefixtures("compiled_quickly")
 def test_gradients_are_finite_and_point_up(name):
     def record(mean, own):
         return camera.expose(jax.random.key(0), mean, own).sum()
@@ -363,7 +340,6 @@ def test_gradients_are_finite_and_point_up(name):
             assert finite(uncensored(image, mean, white))
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_the_gradient_of_the_mean_record_is_one_and_that_of_its_variance_the_gain():
     own = Camera.create(gain=1 / 30)
     mean = jnp.full((64, 64, 64, 1), 0.5)
@@ -377,7 +353,6 @@ def test_the_gradient_of_the_mean_record_is_one_and_that_of_its_variance_the_gai
     np.testing.assert_allclose(slope, [1, 1 / 30], atol=0.005)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_a_likelihood_is_least_at_the_mean_and_pulls_clipped_pixels_outwards():
     own = CAMERAS["gaussian"]
     slope = jax.jit(jax.grad(lambda m, x: camera.negative_log_likelihood(x, m, own)))
@@ -387,7 +362,6 @@ def test_a_likelihood_is_least_at_the_mean_and_pulls_clipped_pixels_outwards():
 
 
 @pytest.mark.parametrize("name", ["gaussian", "speckle", "coloured"])
-@pytest.mark.usefixtures("compiled_quickly")
 def test_records_agree_with_their_likelihood_and_expectation(name):
     own, key = CAMERAS[name], jax.random.key(4)
     white = own._replace(kernel=jnp.ones((1, 1)))  # likelihoods know no correlation
@@ -405,7 +379,6 @@ def test_records_agree_with_their_likelihood_and_expectation(name):
         assert whole.mean() == pytest.approx(level, abs=error)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_records_are_grey_levels_and_pass_through_jit_and_vmap():
     mean = np.linspace(0, 1, 2 * 16 * 16, dtype=np.float32).reshape(2, 16, 16, 1)
     mapped = jax.jit(jax.vmap(camera.expose, (0, 0, None)))

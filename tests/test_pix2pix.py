@@ -45,13 +45,6 @@ def oriented(direction, inclination=0.0, shape=(2, 4, 4)):
     return orientation.encode(orientation.Orientation(*angles, jnp.ones(shape)), "orientation")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
 def test_a_unet_gives_back_the_size_down_to_one_pixel(size):
     network = unet.UNet(3, filters=2, depth=unet.depth_for(size, 0))

@@ -64,14 +64,6 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs run a few steps: to compile them well takes longer than to run them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of StyleGAN2 with all that it can do, in one go."""
