@@ -21,7 +21,7 @@ from deformgan.checkpoint import Checkpoints
 from deformgan.data import pipeline, simulated
 from deformgan.errors import UserError
 from deformgan.fields import POINT_STATUS
-from deformgan.imaging import animals, annotation, deformations, estimation
+from deformgan.imaging import animals, annotation, deformations, estimation, parts, template
 from deformgan.imaging.annotation import Annotation
 from deformgan.imaging.atlas import render, still
 from deformgan.imaging.deformations import Distribution
@@ -85,7 +85,11 @@ def run(folder, tmp_path_factory):
     )
     config.evaluate.tests, config.evaluate.metrics = ("statistics",), ("field_health",)
     config.evaluate.features = ("random",)
-    train.run(config, str(path / "run"))
+    with pytest.MonkeyPatch.context() as patch:  # roughly: test_estimation.py has the whole of it
+        patch.setattr(template, "_ROUNDS", template._ROUNDS[1:3])
+        patch.setattr(parts, "PARTS", {})
+        patch.setattr(estimation, "_EM_ROUNDS", 1)
+        train.run(config, str(path / "run"))
     sample.run(str(path / "run"), None, num=40, out=str(path / "out"), form="npz", seed=0, step="2")
     return path
 
