@@ -47,7 +47,7 @@ def close(a, b, **tolerances):
         np.testing.assert_allclose(x, y, **tolerances)
 
 
-@pytest.mark.parametrize("loss", ["relativistic", "hinge_embedding"])  # a pair; one by one
+@pytest.mark.parametrize("loss", ["relativistic", "hinge_embedding"])  # of pairs; of each image
 def test_two_devices_equal_one_big_batch(dataset, loss):
     """Draws, batch statistics, gradients and penalties do not depend on the device count."""
     config = smoke(loss__name=loss, loss__r1=1.0, loss__r2=0.5, loss__penalty_every=2)
