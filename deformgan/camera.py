@@ -38,7 +38,8 @@ class Camera(NamedTuple):
         correlation. `[1, 1]` for white noise, the only one whose photons are counted one by one.
       bank: `[K, H, W]` recorded backgrounds less their mean, replayed in place of the read noise:
         what compression leaves has no spectrum that tells all of it. With it, the other noise is
-        that of structures, by the brightness of their `surroundings`. `[1, 1, 1]` for none.
+        that of structures, by the brightness of their `surroundings`, and comes after clipping, so
+        that only some clipped pixels are white. `[1, 1, 1]` for none.
       frame: `[4 + L]`, of images with borders that were not recorded: first row, end of the rows,
         first column, end of the columns; L levels of the borders, of which each image has one.
         `[1]` for none.
@@ -116,6 +117,7 @@ def _exposed(
     field = coloured(normal_key, mean.shape, camera.kernel)
     if camera.bank.shape != (1, 1, 1):
         chosen = jax.random.randint(shot_key, mean.shape[:-3], 0, len(camera.bank))
+        mean += lax.stop_gradient(jnp.minimum(mean, 1) - mean)  # what is compressed is clipped
         lit = camera._replace(read=jnp.zeros_like(camera.read))
         noise = _root(variance(lit, surroundings(mean)), camera) * field
         return _record(mean + noise + camera.bank[chosen][..., None], camera.step)

@@ -164,7 +164,7 @@ def _attempt(config: ConfigDict, path: str, jobs: list[Job], job: Job, began: fl
     """Runs a job unless it is done, has just failed, is run elsewhere or cannot be run yet."""
 
     def idle() -> bool:
-        return bool(job.done() or _missing(job, jobs) or _failed_since(job, began))
+        return bool(job.done() or _missing(config, job) or _failed_since(job, began))
 
     if idle():
         return False
@@ -213,17 +213,16 @@ def _draw(job: Job, pictures: Pictures) -> None:
     (job.folder / "strip.png").write_bytes(study_page.strip(pictures))
 
 
-def _missing(job: Job, jobs: list[Job]) -> str:
+def _missing(config: ConfigDict, job: Job) -> str:
     """Why a job cannot be run now, or ''."""
     data = job.config.data
     if data.path and not Path(data.path).exists():
         return f"no data at {data.path} (set DEFORMGAN_DATA)"
     for part in job.row.parts:
-        known = next((one for one in jobs if (one.name, one.seed) == (part, job.seed)), None)
-        if known is None:
-            return f"needs {part}, which study.only leaves out"
-        if not known.done():
-            return f"needs {part}, seed {job.seed}, which is not done"
+        if not _job(config, part, job.seed, job.root).done():
+            asked = _chosen(tuple(config.study.order), config.study.only)
+            left_out = "" if part in asked else ", and study.only leaves it out"
+            return f"needs {part}, seed {job.seed}, which is not done{left_out}"
     return ""
 
 
@@ -238,7 +237,7 @@ def _summarise(config: ConfigDict, path: str, jobs: list[Job]) -> list[results.E
     Rows that this run leaves out stay in them, if they were run before.
     """
     others = _run_before(config, Path(path), {job.folder for job in jobs})
-    entries = [_entry(job, jobs) for job in [*jobs, *others]]
+    entries = [_entry(config, job) for job in [*jobs, *others]]
     results.write(Path(path), entries, to_json(config.study))
     study_page.write(Path(path), entries, to_json(config.study))
     return entries
@@ -254,13 +253,13 @@ def _run_before(config: ConfigDict, root: Path, asked: set[Path]) -> list[Job]:
     ]
 
 
-def _entry(job: Job, jobs: list[Job]) -> results.Entry:
+def _entry(config: ConfigDict, job: Job) -> results.Entry:
     found = job.result()
     status, reason = found.get("status", "not run"), found.get("reason", "")
     if status == "done" and not job.done():
         status, reason = "not run", f"{job.folder} was run with other settings; set them back"
     elif status in ("not run", "interrupted"):
-        reason = _missing(job, jobs)
+        reason = _missing(config, job)
         if holder := locks.holder(job.lock):
             status, reason = "running", f"by {holder}"
     known = {"row": job.name, "method": job.row.method, "seed": job.seed}

@@ -108,7 +108,9 @@ def run(folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimation, "estimate", guessed)
         train.run(config, str(path / "run"))
-    sample.run(str(path / "run"), None, num=40, out=str(path / "out"), form="npz", seed=0, step="newest")
+    sample.run(
+        str(path / "run"), None, num=40, out=str(path / "out"), form="npz", seed=0, step="newest"
+    )
     return path
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,10 +36,11 @@ def short():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A trained and evaluated run."""
+    """A trained and evaluated run; first.json keeps its evaluation, which tests write anew."""
     path = tmp_path_factory.mktemp("evaluate") / "run"
     train.run(smoke(**SETTINGS), str(path))
     evaluate.run(str(path), None, step="newest")
+    shutil.copy(path / "evaluation.json", path / "first.json")
     return path
 
 
@@ -116,7 +118,8 @@ def test_elastic_augmentation_is_a_baseline_that_need_not_be_caught(run):
 
 def test_a_strong_enough_sample_catches_noise_that_is_5_percent_off(tmp_path):
     real, off = simulate(60, size=64), simulate(60, first=1000, size=64, noise=1.05)
-    report = files(tmp_path, save(tmp_path / "a.npz", real), save(tmp_path / "b.npz", off))
+    pair = save(tmp_path / "a.npz", real), save(tmp_path / "b.npz", off)
+    report = files(tmp_path, *pair, metrics=())
     assert report["verdict"]["accuracy"] > 0.75 and report["verdict"]["p_value"] <= 0.01
 
 
@@ -130,20 +133,17 @@ def test_the_report_is_written_and_the_table_printed(run, capsys):
     assert "samples of step 10" in page and "told from real ones" in page
 
 
-def test_an_evaluation_is_deterministic(run):
+def test_an_evaluation_is_deterministic_and_keeps_its_encoder(run):
+    before = (run / "encoder.safetensors").stat().st_mtime_ns
     evaluate.run(str(run), None, step="newest")
-    first = judged(run)
-    evaluate.run(str(run), None, step="newest")
-    second = judged(run)
+    first, second = json.loads((run / "first.json").read_text()), judged(run)
     for report in (first, second):
         del report["seconds"]
     assert first == second
-
-
-def test_the_encoder_is_kept_and_made_anew_for_other_images(run, tmp_path):
-    before = (run / "encoder.safetensors").stat().st_mtime_ns
-    evaluate.run(str(run), None, step="newest")
     assert (run / "encoder.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_encoder_is_made_anew_for_other_images(tmp_path):
     images = ImageSet(simulate(40), 0.0, 255.0, np.arange(40))
     store, steps = tmp_path / "encoder.safetensors", []
     for seed in (0, 0, 1):
@@ -272,7 +272,7 @@ def test_one_image_and_images_that_do_not_vary_are_no_traceback(tmp_path):
     assert report["verdict"]["accuracy"] == 1.0
 
 
-def test_a_source_image_from_the_test_split_is_left_out_with_its_block(tmp_path):
+def test_a_source_image_from_the_test_split_is_left_out_and_changed_frames_are_refused(tmp_path):
     write_images(tmp_path / "images", 60)
     settings = {"data__source": "folder", "data__path": str(tmp_path / "images")}
     settings |= {"evaluate__tests": ("statistics",), "evaluate__metrics": ("diversity",)}
@@ -284,6 +284,9 @@ def test_a_source_image_from_the_test_split_is_left_out_with_its_block(tmp_path)
     report = judged(tmp_path / "run")
     assert report["subject"]["images"]["real"] == len(split["names"]["test"]) - 2
     assert report["warnings"][0].startswith("The source image is a test frame: the 2 frames")
+    write_images(tmp_path / "images", 64)
+    with pytest.raises(UserError, match="may have been trained on; restore the data"):
+        evaluate.run(str(tmp_path / "run"), None, step="newest")
 
 
 def test_a_full_disk_is_one_line(run, monkeypatch):
@@ -348,15 +351,6 @@ def test_only_the_published_weights_make_an_fid(tmp_path):
     assert not any("fid" in name for name in report["metrics"])
     assert not any("FID" in score["label"] for score in report["metrics"].values())
     assert report["verdict"]["words"].startswith("No two-sample test could be run")
-
-
-def test_frames_that_changed_since_training_are_refused(tmp_path):
-    write_images(tmp_path / "images", 30)
-    config = smoke(data__source="folder", data__path=str(tmp_path / "images"))
-    train.run(config, str(tmp_path / "run"))
-    write_images(tmp_path / "images", 34)
-    with pytest.raises(UserError, match="may have been trained on; restore the data"):
-        evaluate.run(str(tmp_path / "run"), None, step="newest")
 
 
 def test_a_run_is_judged_while_it_trains_and_the_best_follows(tmp_path):

@@ -284,6 +284,9 @@ def test_compressed_structures_are_noisy_where_their_surroundings_are_bright():
     gap = power[15:17, 15:17].mean()
     assert gap == pytest.approx(0.002 * around[15:17, 15:17].mean(), rel=0.15)
     assert gap > 20 * power[:, :4].mean()
+    burnt = jnp.full((50, 32, 32, 1), 1.3)
+    white = np.mean(np.asarray(expose(jax.random.key(0), burnt, given)) == 1)
+    assert white == pytest.approx(0.5, abs=0.05)  # compressed once they were clipped
 
 
 def test_recorded_backgrounds_are_replayed_with_what_structures_hid_filled_in():

@@ -73,7 +73,14 @@ def test_every_row_is_run_or_says_why_not(done):
     assert found["reported_absent", 0]["status"] == "not run"
     reason = "no data at /absent/nowhere (set DEFORMGAN_DATA)"
     assert found["reported_absent", 0]["reason"] == reason
-    assert "needs reported_fails" in found["reported_merged", 0]["reason"]
+    reason = "needs reported_fails, seed 0, which is not done"
+    assert found["reported_merged", 0]["reason"] == reason
+
+
+def test_parts_that_were_run_before_need_not_be_asked_for_again(done):
+    alone = config(only="reported_merged")
+    reason = study._missing(alone, study.plan(alone, done)[0])
+    assert reason == "needs reported_fails, seed 0, which is not done, and study.only leaves it out"
 
 
 def test_d_accuracy_is_that_of_the_last_quarter_and_is_held_against_the_report(done):
