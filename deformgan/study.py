@@ -144,6 +144,9 @@ def _job(config: ConfigDict, name: str, seed: int, root: Path) -> Job:
         raise UserError(
             f"rows.{name}.method: {row.method!r} is none of {', '.join(config.methods)}"
         )
+    for part in row.parts:
+        if part not in config.rows:
+            raise UserError(f"rows.{name}.parts: {part!r} is no row")
     own = ConfigDict(config.methods[row.method].to_dict()).lock()
     try:
         own.update_from_flattened_dict(flat(row.changes.to_dict()))

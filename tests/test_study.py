@@ -240,10 +240,14 @@ def test_a_name_means_that_row_alone_and_a_part_of_one_all_that_hold_it(tmp_path
     assert all(name.startswith("new_") for name in chosen("new_*"))
 
 
-def test_a_change_of_a_setting_that_does_not_exist_is_named(tmp_path):
+def test_settings_and_parts_that_do_not_exist_are_named(tmp_path):
     wrong = config()
     wrong.rows.reported_neurites.changes = {"data": {"sett": "neurites"}}
     with pytest.raises(UserError, match=r"rows\.reported_neurites\.changes.*sett"):
+        study.plan(wrong, tmp_path)
+    wrong = config()
+    wrong.rows.reported_merged.parts = ("reported_neurites", "nothing")
+    with pytest.raises(UserError, match=r"^rows\.reported_merged\.parts: 'nothing' is no row$"):
         study.plan(wrong, tmp_path)
 
 
